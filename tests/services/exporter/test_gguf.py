@@ -223,7 +223,8 @@ def test_attention_that_llama_cpp_scales_otherwise_is_refused(gguf_input: Export
         ("ERROR:hf-to-gguf:Model NewForCausalLM is not supported", "its architecture, NewForCausalLM"),
         ("FileNotFoundError: File not found: /models/a/tokenizer.model", "needs tokenizer.model"),
         ("ValueError: Can not map tensor 'model.x.weight'", "no place for its tensor model.x.weight"),
-        ("KeyError: 'rope'", "its conversion failed: KeyError: 'rope'"),
+        ("KeyError: 'n_ctx'", "looks for n_ctx in its config.json"),
+        ("ValueError: odd", "its conversion failed: ValueError: odd"),
     ],
 )
 def test_failed_conversion_says_what_the_model_lacks(
