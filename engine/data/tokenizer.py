@@ -36,6 +36,8 @@ PLAIN_TEMPLATE = (
 answer. A question already ends with the heading of its answer, so a generation prompt adds nothing."""
 
 _MARK = re.compile(r"\{%-?\s*generation\b")
+_MAX_TEMPLATE = 1 << 20
+"""Characters of a chat template; those of models have some thousands. Compiling a huge one takes much memory."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,9 @@ class Tokenizer:
     ) -> str:
         # Same as apply_chat_template, without the copies that it makes for every conversation.
         if self._compiled is None:
+            if len(self.template) > _MAX_TEMPLATE:
+                said = f"it has {len(self.template):,} characters, and {_MAX_TEMPLATE:,} are allowed"
+                raise bad_chat_template(TEMPLATE_EXCEEDED, f"The chat template exceeds a limit: {said}.")
             self._compiled = self._compile(self.template)
             self._known = {**self._compiled.globals, **self._token_texts, "documents": None}
         values = {

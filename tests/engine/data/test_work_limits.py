@@ -221,3 +221,11 @@ def test_a_usual_tokenizer_is_not_ended(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(JobError, match=r"more than 0\.5 seconds"):
             tokenizer.render([])
         assert len(tokenizer.encode("some text").ids) > 0
+
+
+def test_a_huge_chat_template_is_refused_before_it_is_compiled(tmp_path: Path) -> None:
+    """Compiling it takes several times its size, so whether it fits into the limit would depend on the machine."""
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), "a" * ((1 << 20) + 1))
+    with pytest.raises(JobError, match="1,048,577 characters") as caught:
+        tokenizer.render([{"role": "user", "content": "b"}])
+    assert caught.value.reason == "TEMPLATE_EXCEEDED"
