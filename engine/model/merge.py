@@ -71,11 +71,13 @@ def merge(
         headers = {file: _headers(tensors, merging.made[file], dtype) for file, tensors in merging.tensors.items()}
         total = sum(_num_bytes(*header) for of_file in headers.values() for header in of_file.values())
         done = 0
-        for file, tensors in merging.tensors.items():
-            written = _written(merging.changes, tensors, merging.made[file], dtype)
-            for num_bytes in _write(target / file, headers[file], written):
-                done += num_bytes
-                on_bytes(done, total)
+        for file in files:
+            # Opened anew, so that what was read of one file does not stay in memory while the others are merged.
+            with safe_open(base / file, "pt") as tensors:
+                written = _written(merging.changes, tensors, merging.made[file], dtype)
+                for num_bytes in _write(target / file, headers[file], written):
+                    done += num_bytes
+                    on_bytes(done, total)
         if len(files) > 1:
             size = sum((target / file).stat().st_size for file in files)
             places = {name: file for file, made in merging.made.items() for name in made}
