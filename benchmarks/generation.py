@@ -38,7 +38,7 @@ _NEW_TOKENS = 128
 _CALLERS = 8
 _CALLERS_TOKENS = 48
 _THREADS = 1
-"""Of each side: threads that share a core with other work wait for each other, and the figures would be about that."""
+"""Threads of each side. Several threads on busy cores wait for each other, which would be measured instead."""
 
 
 def main() -> list[Row]:

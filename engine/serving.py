@@ -58,7 +58,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Served:
-    """Whether a reader can serve a form of a package."""
+    """Answer of a reader for a form of a package: a command, or a refusal."""
 
     reader: str
     format: ExportFormat | None

@@ -20,7 +20,7 @@ SECRET = "whsec_" + base64.b64encode(KEY).decode()
 
 @dataclass
 class Receiver:
-    """What was received, and how the next requests are answered."""
+    """Requests that were received, and how the next requests are answered."""
 
     port: int = 0
     answers: list[int] = field(default_factory=list)

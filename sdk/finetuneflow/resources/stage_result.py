@@ -262,7 +262,7 @@ class MetricComparison(Resource):
     detectable_gain: float | None
     """Smallest true gain that this number of rows shows with a probability of 0.8. None if unknown."""
     conclusion: Conclusion | None
-    """What the comparison shows. None for metrics without a direction."""
+    """Conclusion of the comparison. None for metrics without a direction."""
     signature: str
     """Library, version and settings that computed it. Empty for metrics of FineTuneFlow itself."""
 
@@ -364,7 +364,7 @@ class HarnessMetric(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessResult(Resource):
-    """What lm-evaluation-harness measured, as it reports it."""
+    """Values of lm-evaluation-harness, as it reports them."""
 
     version: str
     """Version of lm-evaluation-harness, such as 0.4.13."""
@@ -411,7 +411,7 @@ class EvaluationResult(Resource):
     num_reused: int
     """Number of losses and answers that were read from earlier evaluations."""
     findings: tuple[str, ...]
-    """What the figures say, and what would be better."""
+    """Findings about the figures, and what would be better."""
     questions: QuestionsResult | None
     """Critical questions. None without any."""
     regression: Regression | None
