@@ -42,7 +42,7 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 	@$(BIN)/ftf up
 
 test: $(INSTALLED) ## run the tests, except the long ones
-	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile --durations 20
 
 test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed $(LIBLLAMA_DIR)/.installed ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \

@@ -28,7 +28,8 @@ def test_every_failpoint_of_the_product_is_used() -> None:
     assert set(re.findall(r'failpoint\("([^"]+)"\)', "".join(sources))) == {*FAILPOINTS, *AT_CREATION}
 
 
-@pytest.mark.parametrize("seed", [26, pytest.param(39, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [26, 39])
 def test_no_violations_under_faults_on_sqlite(seed: int, tmp_path: Path) -> None:
     result = run_schedule(draw_schedule(seed, jobs=2, faults=5), tmp_path / "home")
     assert not result.findings.violations, result.report()

@@ -71,6 +71,7 @@ def test_package_contains_documented_files(client: Client, finished_job: Job, tm
     assert metrics["eval_loss_curve"]
 
 
+@pytest.mark.long
 def test_late_watcher_receives_same_events_as_early_one(system: System, rows: Path) -> None:
     seen: dict[str, list[int]] = {"early": [], "late": []}
 
@@ -144,6 +145,7 @@ def test_refusals_raise_typed_exceptions(client: Client, rows: Path) -> None:
         client.jobs.get("ftjob_none")
 
 
+@pytest.mark.long
 def test_the_readme_example_runs(system: System, rows: Path, tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]

@@ -280,6 +280,7 @@ async def test_callers_who_leave_leave_nothing_behind(trained: Trained, tmp_path
         assert not left, "questions of callers who have left"
 
 
+@pytest.mark.long
 async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp_path: Path) -> None:
     """A crash must not look like a short answer, nor last."""
     async with evaluator(trained, tmp_path) as node:

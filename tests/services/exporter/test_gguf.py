@@ -136,7 +136,8 @@ def corrupting(name: str, folder: Path) -> Path:
     return stand_in
 
 
-@pytest.mark.parametrize("fits", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("fits", [True, False])
 def test_file_with_a_wrong_tensor_is_not_published(
     gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:

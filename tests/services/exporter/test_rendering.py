@@ -42,6 +42,7 @@ def test_held_out_conversations_are_rendered_to_the_trained_tokens(with_rows: Ex
         assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == end
 
 
+@pytest.mark.long
 def test_token_that_ends_a_trained_answer_ends_a_generation(with_rows: ExportInput, tmp_path: Path) -> None:
     """A base model that stops at its end of text only would write on after each answer."""
     base = tmp_path / "base"
