@@ -53,6 +53,7 @@ def make_input(tmp_path: Path) -> MakeInput:
     folder = make_tiny_tokenizer(tmp_path / "model")
     config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 8}
     config |= {"intermediate_size": 16, "vocab_size": 384, "max_position_embeddings": 512}
+    config |= {"model_type": "llama", "num_attention_heads": 2}
     (folder / "config.json").write_text(json.dumps(config))
     weights = {"model.layers.0.self_attn.q_proj.weight": numpy.zeros((8, 8), numpy.float32)}
     save_file(weights, str(folder / "model.safetensors"))
@@ -256,6 +257,14 @@ def test_child_without_supervisor_prints_its_findings(make_input: MakeInput) -> 
     assert done.returncode == 0, done.stderr
     assert "stage_completed" in done.stdout
     assert "tokenising" in done.stdout
+
+
+@pytest.mark.long
+def test_model_that_llama_cpp_does_not_know_is_refused_before_the_training(make_input: MakeInput) -> None:
+    """The failed export of a trained model would come hours later."""
+    with pytest.raises(JobError, match="how its tokenizer splits texts") as error:
+        preflight(Recorder(), make_input(ROWS, export={"formats": ["adapter", "gguf"]}))
+    assert error.value.reason == "GGUF_UNSUPPORTED" and "Leave gguf out of export.formats" in error.value.advice
 
 
 def test_invalid_row_fails_preflight_as_user_error(make_input: MakeInput, tmp_path: Path) -> None:
