@@ -151,8 +151,8 @@ def test_refusals_say_what_to_change(
 def test_content_that_the_hub_refuses_is_told_in_its_words(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CONTENT, "README.md", b"---\nlicense: mit\n---\n# A model")
-    with pytest.raises(JobError, match="base_model is missing") as caught:
+    monkeypatch.setitem(CONTENT, "README.md", b"---\nbase_model: tiny\nlicense: mit\n---\n# A model")
+    with pytest.raises(JobError, match="'tiny' is not a valid model id") as caught:
         pushed(tmp_path)
     assert caught.value.reason == "HUB_PUSH_REFUSED"
 
