@@ -159,6 +159,18 @@ def test_an_unset_variable_is_named_with_its_place(ftf: Ftf, tmp_path: Path) -> 
     assert "labels.team: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 4)" in result.stderr
 
 
+def test_an_unset_variable_is_named_with_each_of_its_places(ftf: Ftf, tmp_path: Path) -> None:
+    """Both messages named the first line, and the second place had to be searched for."""
+    config = tmp_path / "job.toml"
+    config.write_text(
+        '# Needs ${NOT_SET_ANYWHERE}.\nbase_model = "${NOT_SET_ANYWHERE}"\n\n'
+        '[labels]\nteam = "${NOT_SET_ANYWHERE}-${NOT_SET_ANYWHERE}"\n'
+    )
+    said = ftf("train", "--config", config).stderr
+    assert "base_model: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 2)" in said
+    assert said.count("labels.team: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 5)") == 1
+
+
 def test_a_file_in_another_encoding_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     """PowerShell's `>` writes UTF-16, and its Out-File a byte order mark before UTF-8, which is no part of the text."""
     text = f'base_model = "m"\ntraining_data = "{rows.name}"\ndisplay_name = "é"\n'
