@@ -264,6 +264,9 @@ class _Reader:
             if descriptor.containing_oneof is not None:
                 # An empty table chooses it too.
                 target.SetInParent()
+            if descriptor.name == "hub" and isinstance(value, Mapping) and not value:
+                # Read as unset, it would push nothing.
+                self.refuse(path, "is an empty table; name the repository, as in repo_id = \"owner/name\", or remove it")
             self.read_message(target, value, path)
         else:
             try:

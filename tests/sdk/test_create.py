@@ -70,6 +70,13 @@ def test_all_violations_are_raised_at_once_before_any_upload(client: Client, gat
     assert gateway.calls == []
 
 
+def test_empty_table_of_a_push_is_refused() -> None:
+    """Read as unset, it trained for hours and pushed nothing."""
+    with pytest.raises(InvalidArgument) as caught:
+        draft_spec({"base_model": "m", "training_data": "ds_1", "export": {"hub": {}}})
+    assert "name the repository" in dict(caught.value.violations)["spec.export.hub"]
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
