@@ -1,4 +1,4 @@
-"""Runs llama.cpp's converter, and explains its failures. Nothing here imports torch, which the converter does itself."""
+"""Runs llama.cpp's converter, and explains its failures. This process imports no torch; the converter's own does."""
 
 from __future__ import annotations
 

@@ -49,9 +49,10 @@ def check_conversion(resolved: Resolved, model_dir: Path, scratch: Path, on_line
     """Adds the refusal GGUF_UNSUPPORTED if llama.cpp's converter does not know the base model's architecture or
     tokenizer. It is run for jobs with gguf only, in `scratch`; `on_line` is called for each line that it prints."""
     refused = any(error.reason == GGUF_UNSUPPORTED for error in resolved.refusals)
-    if "gguf" in resolved.config.export.formats and not refused:
-        if found := vocabulary_refusal(model_dir, scratch, on_line):
-            _refuse_gguf(resolved, *found)
+    if "gguf" not in resolved.config.export.formats or refused:
+        return
+    if found := vocabulary_refusal(model_dir, scratch, on_line):
+        _refuse_gguf(resolved, *found)
 
 
 def _refuse_gguf(resolved: Resolved, problem: str, advice: str) -> None:

@@ -266,7 +266,7 @@ class _Reader:
                 target.SetInParent()
             if descriptor.name == "hub" and isinstance(value, Mapping) and not value:
                 # Read as unset, it would push nothing.
-                self.refuse(path, "is an empty table; name the repository, as in repo_id = \"owner/name\", or remove it")
+                self.refuse(path, 'is empty; name the repository, as in repo_id = "owner/name", or remove it')
             self.read_message(target, value, path)
         else:
             try:

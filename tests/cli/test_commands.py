@@ -307,11 +307,15 @@ def test_errors_of_an_evaluation_name_the_options(ftf: Ftf, gateway: FakeGateway
         grpc.StatusCode.INVALID_ARGUMENT,
         f"spec.metrics[0]: {problem}",
         "INVALID_CONFIG",
-        [("spec.metrics[0]", problem), ("data[1].dataset", "there is no dataset 'ds_2'"), ("spec.max_rows", "too many")],
+        [
+            ("spec.metrics[0]", problem),
+            ("data[1].dataset", "there is no dataset 'ds_2'"),
+            ("spec.max_rows", "is -1"),
+        ],
     )
     said = ftf("evaluate", JOB, "--metric", "rouge9").stderr
     assert "--metric: 'rouge9' given; must be one of bleu, rouge1. See --graders." in said
-    assert "--data: there is no dataset 'ds_2'" in said and "--max-rows: too many" in said and "spec." not in said
+    assert "--data: there is no dataset 'ds_2'" in said and "--max-rows: is -1" in said and "spec." not in said
     fields = [each["field"] for each in error_of(ftf("evaluate", JOB, "--metric", "rouge9", "--json"))["violations"]]
     assert fields == ["spec.metrics[0]", "data[1].dataset", "spec.max_rows"]
     gateway.refusals["CreateEvaluation"] = lambda context: refuse(

@@ -137,7 +137,8 @@ class ReportingGroup(TyperGroup):
 
     def _json_after_command(self, ctx: Any, args: list[str]) -> list[str]:
         """Moves a `--json` that stands before the command behind it, where commands have that option."""
-        group, before, rest = self, [], list(args)
+        group: Any = self
+        before, rest = [], list(args)
         while rest and isinstance(group, TyperGroup):
             word = rest.pop(0)
             if word == "--":

@@ -25,7 +25,8 @@ from finetuneflow.setting_names import Translation, shown, translate
 
 _BEST = "load_best_model_at_end"
 _LAST_STEP = (
-    f"the result is the best checkpoint by eval_loss if there are held-out rows; without {_BEST}, {{}} takes the last step"
+    "the result is the best checkpoint by eval_loss if there are held-out rows; without load_best_model_at_end, {} "
+    "takes the last step"
 )
 # TRL first: it is recognized by having no names of the others.
 _PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY)}

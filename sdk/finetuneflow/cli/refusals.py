@@ -60,7 +60,7 @@ def options_named(options: Mapping[str, str], *, as_json: bool) -> Iterator[None
 
 
 def _with_options(text: str, options: Mapping[str, str], fields: Sequence[str]) -> str:
-    """Replaces the paths of fields. Those without a dot are words too, so that they are replaced at the beginning only."""
+    """Replaces the paths of fields. Those without a dot are words too: they are replaced at the beginning only."""
     for field in fields:
         path = rf"{re.escape(field)}(\[\d+\])?(\.dataset\b)?(?![\w-])"
         pattern = rf"(?<![\w.=]){path}" if "." in field else rf"\A{path}(?=$|[.:]| is | has )"

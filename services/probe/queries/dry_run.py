@@ -20,8 +20,8 @@ from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
 from engine.evaluation.sets import check_sets, missing_values
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
-from engine.plan.findings import validation_report
 from engine.plan.export_checks import check_conversion
+from engine.plan.findings import validation_report
 from engine.plan.held_out import check_held_out
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import JobWarning, Resolved
