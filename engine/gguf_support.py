@@ -1,6 +1,6 @@
 """Base models that llama.cpp cannot have, as far as the files of their folders show it.
 
-More shows when a model is converted: an unknown architecture, or a tokenizer that splits texts in an unknown way.
+Whether llama.cpp knows the architecture and the tokenizer, its converter says: `gguf_conversion.vocabulary_refusal`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 import copy
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,8 @@ _MAIN: Final = "main"
 _TRANSIENT: Final = frozenset({408, 409, 412, 423, 429})
 """Statuses that a later request may not get, besides 5xx: timeouts, limits of rates, conflicts with other commits."""
 _MAX_QUOTED: Final = 300
+_FIRST_DELAY_SECONDS: Final = 1.0
+"""Delay before the push is tried again; each one is twice the delay before."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ def push(
     sha256: Mapping[str, str],
     token: str,
     *,
-    retry_seconds: Sequence[float],
+    patience_seconds: float,
     on_hashed: Callable[[], None],
     on_retry: Callable[[str, float], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> PushedCommit:
     """Pushes `files`, by their names in the repository. Returns the commit, or the branch's newest one if that has the
-    same content. What may succeed later is repeated after each of `retry_seconds`; `on_retry` is told why, and waits.
+    same content. What may succeed later is repeated; `on_retry` is told why, and waits. It is given up when it has
+    failed for `patience_seconds` without sending more of the files.
 
     Raises JobError HUB_TOKEN_REFUSED, HUB_PUSH_FORBIDDEN, HUB_NAMESPACE_NOT_FOUND, HUB_VISIBILITY_DIFFERS or
     HUB_PUSH_REFUSED; SystemFailure HUB_UNREACHABLE; RuntimeError if a file does not have its hash in `sha256`.
@@ -78,18 +83,27 @@ def push(
             raise RuntimeError(f"{operation.path_in_repo} has changed after it was verified")
     on_hashed()
     api = HfApi(token=token)
-    for delay in (*retry_seconds, None):
+    failing_since, delay = None, _FIRST_DELAY_SECONDS
+    while True:
+        reached = _bytes_read(files)
         try:
             # Operations remember what they have done. Without that, the hub tells what it has already: a commit whose
             # answer was lost is not made twice.
             return _push_once(api, target, [copy.copy(operation) for operation in operations])
         except Exception as error:  # noqa: BLE001 - translated
             failure = push_error(error, target)
-        if delay is None or not isinstance(failure, SystemFailure):
+        now = clock()
+        if failing_since is None or _bytes_read(files) > reached:
+            failing_since, delay = now, _FIRST_DELAY_SECONDS
+        if not isinstance(failure, SystemFailure) or now + delay > failing_since + patience_seconds:
             # Without its cause, whose text has addresses that let others upload.
             raise failure from None
         on_retry(failure.message, delay)
-    raise AssertionError("unreachable")
+        delay *= 2
+
+
+def _bytes_read(files: Mapping[str, FileToPush]) -> int:
+    return sum(file.furthest for file in files.values())
 
 
 def _push_once(api: "HfApi", target: PushTarget, operations: list[Any]) -> PushedCommit:

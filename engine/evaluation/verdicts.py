@@ -36,7 +36,8 @@ def training_findings(final_train_loss: float, final_eval_loss: float | None, *,
     if reached > _TEXT_PERPLEXITY:
         yield (
             f"The held-out perplexity in training is {reached:.4g}; usual targets are below {_TEXT_PERPLEXITY} on text "
-            f"and below {_CODE_PERPLEXITY} on code. More rows of this kind or more epochs lower it."
+            f"and below {_CODE_PERPLEXITY} on code. If the loss fell in the training, more rows of this kind or more "
+            "epochs lower it; if it rose, a lower learning rate does."
         )
     if early_stopped:
         yield "Training stopped early, because the held-out loss no longer fell; more epochs would not have helped."

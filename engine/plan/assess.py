@@ -37,6 +37,8 @@ from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 
 _FEW_ROWS = 50
+_FEWEST_HELD_OUT = 6
+"""Fewer rows than this show no difference at a confidence of 95 % (`engine.evaluation.comparison`)."""
 _FEW_STEPS = 20
 """Below them a step without effect is more than a twentieth of the training."""
 _MAX_SPEC_BYTES = 56 * 1024
@@ -210,6 +212,13 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     if train.num_examples < _FEW_ROWS:
         message = f"Only {_rows(train.num_examples)} to train on: the model overfits soon."
         resolved.warn("FEW_ROWS", message, "Add rows; a few hundred is a usual minimum.", "training_data")
+    if 0 < held_out.num_examples < _FEWEST_HELD_OUT:
+        message = (
+            f"Only {_rows(held_out.num_examples)} {_is(held_out.num_examples)} held out: with fewer than "
+            f"{_FEWEST_HELD_OUT}, no difference between the base model and the tuned one can be shown."
+        )
+        advice = "Raise holdout_fraction, or name evaluation_data with more rows."
+        resolved.warn("FEW_ROWS", message, advice, "evaluation_data")
     if prepared.used_plain_template and prepared.has_chat:
         message = "The base model has no chat template; a plain one with headings and the end-of-text token is used."
         advice = "Set chat_template to use another one."

@@ -2,17 +2,22 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from engine.catalogue import LocalModel
 from engine.config.advice import option
 from engine.config.start import saved_rank
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
+from engine.gguf_conversion import vocabulary_refusal
 from engine.gguf_support import gguf_refusal
 from engine.model_folder import unmergeable_tensor
 from engine.plan.resolved import Resolved
 from engine.serving import OF_PYTHON, Contents, adapter_settings, servable_by
+
+GGUF_UNSUPPORTED: Final = "GGUF_UNSUPPORTED"
 
 
 def check_export(resolved: Resolved, model: LocalModel, architecture: Architecture) -> None:
@@ -22,9 +27,7 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
     if {"merged", "gguf"} & {*formats}:
         _check_merge(resolved, model.path)
     if "gguf" in formats and (found := gguf_refusal(model.path)):
-        message = f"The model cannot be exported as gguf: {found[0]}."
-        refusal = JobError("GGUF_UNSUPPORTED", message, found[1], [Violation("spec.export.formats", message)])
-        resolved.refusals.append(refusal)
+        _refuse_gguf(resolved, *found)
     adapter = None
     if config.method != "full":
         # The rank of an adapter below a new one is known to the trainer only.
@@ -40,6 +43,23 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
         wanted = shlex.quote(json.dumps([*formats, "merged"]))
         advice = f"Add merged to export.formats ({option('export.formats', wanted)})."
         resolved.warn("EXPORT_NOT_SERVABLE", message, advice, "export.formats")
+
+
+def check_conversion(resolved: Resolved, model_dir: Path, scratch: Path, on_line: Callable[[], None]) -> None:
+    """Adds the refusal GGUF_UNSUPPORTED if llama.cpp's converter does not know the base model's architecture or
+    tokenizer. It is run for jobs with gguf only, in `scratch`; `on_line` is called for each line that it prints."""
+    refused = any(error.reason == GGUF_UNSUPPORTED for error in resolved.refusals)
+    if "gguf" not in resolved.config.export.formats or refused:
+        return
+    if found := vocabulary_refusal(model_dir, scratch, on_line):
+        _refuse_gguf(resolved, *found)
+
+
+def _refuse_gguf(resolved: Resolved, problem: str, advice: str) -> None:
+    message = f"The model cannot be exported as gguf: {problem}."
+    advice = f"{advice} Leave gguf out of export.formats."
+    where = [Violation("spec.export.formats", message)]
+    resolved.refusals.append(JobError(GGUF_UNSUPPORTED, message, advice, where))
 
 
 def _check_merge(resolved: Resolved, folder: Path) -> None:

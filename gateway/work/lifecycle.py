@@ -8,12 +8,13 @@ from engine.config.micro_batch import shrink
 from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from gateway.sql.tables import Attempt, Work, now
-from gateway.work.kinds import KINDS, queue_of
+from gateway.work.kinds import FINE_TUNING_JOB, KINDS, queue_of
 from gateway.work.ledger import Decision
 
 TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
 # States in which a READY attempt may be claimed.
 RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
+_AFTER_TRAINING = frozenset({"STAGE_EVALUATION", "STAGE_EXPORT"})
 _MAX_BACKOFF_SECONDS = 60
 POISON = "POISON"
 """The reason of work that was given up after it lost its workers."""
@@ -239,6 +240,13 @@ def _give_up(decision: Decision, failure: StageFailed) -> None:
 
 def _fail(decision: Decision, failure: StageFailed, reason: str, message: str, advice: str) -> None:
     fault = Fault.Name(failure.fault)
+    work = decision.work
+    if work.kind == FINE_TUNING_JOB.name and work.stage in _AFTER_TRAINING:
+        kept = (
+            "The model is trained and its best checkpoint is kept. To export it without training again, in these or "
+            f"other forms: `ftf export {work.id} --format adapter --format merged`."
+        )
+        advice = f"{advice} {kept}".lstrip()
     transition(decision, "JOB_STATE_FAILED", reason=reason, message=message, fault=fault, advice=advice)
 
 

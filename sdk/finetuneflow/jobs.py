@@ -13,7 +13,15 @@ from finetuneflow.artifacts import AsyncArtifacts
 from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.datasets import CHECK_SECONDS, AsyncDatasets
 from finetuneflow.enums import enum_number
-from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
+from finetuneflow.errors import (
+    ApiError,
+    FailedPrecondition,
+    InvalidArgument,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    Violation,
+)
 from finetuneflow.fields import fill
 from finetuneflow.packages import FileProgress, download_package, named_progress
 from finetuneflow.paging import paged
@@ -27,6 +35,8 @@ from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 from finetuneflow.v1 import fine_tuning_service_pb2_grpc as pb_grpc
 from finetuneflow.v1 import probe_service_pb2 as probe_pb
 from finetuneflow.v1 import probe_service_pb2_grpc as probe_pb_grpc
+from finetuneflow.v1 import recipe_service_pb2 as recipe_pb
+from finetuneflow.v1 import recipe_service_pb2_grpc as recipe_pb_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.watching import wait, watch, watch_request
 
@@ -42,6 +52,7 @@ class AsyncJobs:
         self._artifacts = artifacts
         self._stub = pb_grpc.FineTuningServiceStub(transport.channel)
         self._probe = probe_pb_grpc.ProbeServiceStub(transport.channel)
+        self._recipes = recipe_pb_grpc.RecipeServiceStub(transport.channel)
 
     async def create(
         self,
@@ -251,8 +262,19 @@ class AsyncJobs:
         for dataset_id in uploaded.values():
             await self._datasets.delete(dataset_id)
 
+    async def _check_recipe(self, name: str) -> None:
+        """Raises InvalidArgument for an unknown recipe, which should be known before gigabytes are uploaded."""
+        try:
+            await self._transport.call(self._recipes.GetRecipe, recipe_pb.GetRecipeRequest(name=name))
+        except NotFound as error:
+            raise InvalidArgument(
+                error.message, reason="INVALID_CONFIG", violations=[Violation("spec.recipe", error.message)]
+            ) from error
+
     async def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> dict[Path, str]:
         ids: dict[Path, str] = {}
+        if draft.files and draft.spec.recipe:
+            await self._check_recipe(draft.spec.recipe)
         for file in draft.files:
             path = file.path
             if path not in ids:

@@ -796,7 +796,8 @@ class Reason(OpenEnum):
     from one of the two; split the dataset as the earlier job did."""
 
     FEW_ROWS = "FEW_ROWS"
-    """There are so few rows that the model will overfit soon. Caller: add rows."""
+    """There are so few rows that the model will overfit soon, or so few held-out rows that they can show no difference
+    between two models. Caller: add rows, or raise `holdout_fraction`."""
 
     PLAIN_TEMPLATE = "PLAIN_TEMPLATE"
     """The base model has no chat template, so a plain one is used. Caller: give `chat_template` for another one."""
@@ -846,8 +847,8 @@ class Reason(OpenEnum):
     Caller: set attn_implementation to the one it uses to have no warning."""
 
     LOSS_SPIKE = "LOSS_SPIKE"
-    """The loss of a step is far above that of the steps before it. Caller: check the rows that the message names; if
-    the loss does not fall back, lower the learning rate."""
+    """The loss of a step is far above that of the steps before it, or that of the first steps rises beyond guessing.
+    Caller: check the rows that the message names; if the loss does not fall back, lower the learning rate."""
 
     GRADIENT_ZERO = "GRADIENT_ZERO"
     """The gradient stays exactly 0, so that nothing is learned. Caller: check the base model's weights and the rows

@@ -21,21 +21,30 @@ from google.protobuf.struct_pb2 import Struct
 from finetuneflow.enums import enum_name, enum_number, nearest
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.files import utf8_path
-from finetuneflow.setting_names import JOB_RULES, Translation, translate
+from finetuneflow.setting_names import JOB_RULES, Translation, field_path, translate
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
 
 # Names in common use, each with the field to suggest. Not synonyms: their exact meaning differs between libraries.
 _SHORT_FORMS: Mapping[str, str] = {
+    "dataset": "training_data",
+    "datasets": "training_data",
     "dropout": "lora_dropout",
     "grad_accum": "gradient_accumulation_steps",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "judge": "graders",
+    "lora_rank": "r",
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
     "max_seq_len": "max_length",
+    "model": "base_model",
+    "name": "display_name",
+    "push": "hub",
     "rank": "r",
     "seq_len": "max_length",
     "warmup": "warmup_ratio",
 }
 _NO_SUCH_FIELD = "there is no such field"
+_LONG_WORD = 5
 _SECTIONS = ("hyperparameters", "lora", "quantization", "evaluation", "export", "resources")
 _SOURCES = ("training_data", "evaluation_data")
 _SETS: Mapping[str, tuple[str, ...]] = {"questions": ("",), "regression": ("", "general", "none")}
@@ -255,6 +264,9 @@ class _Reader:
             if descriptor.containing_oneof is not None:
                 # An empty table chooses it too.
                 target.SetInParent()
+            if descriptor.name == "hub" and isinstance(value, Mapping) and not value:
+                # Read as unset, it would push nothing.
+                self.refuse(path, 'is empty; name the repository, as in repo_id = "owner/name", or remove it')
             self.read_message(target, value, path)
         else:
             try:
@@ -343,10 +355,19 @@ def _unknown(key: str, descriptor: Any) -> str:
     for section in _SECTIONS:
         inner: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name[section].message_type
         if inner is not descriptor and key in _names(inner):
-            return f"{_NO_SUCH_FIELD}; did you mean `{section}.{key}`?"
+            return f"{_NO_SUCH_FIELD}; did you mean `{field_path(f'{section}.{key}', JOB_RULES)}`?"
     if descriptor is not pb.FineTuningJobSpec.DESCRIPTOR and key in pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name:
         return f"{_NO_SUCH_FIELD}; `{key}` belongs at the top level"
-    return f"{_NO_SUCH_FIELD}{nearest(key, here) or '; fields here: ' + ', '.join(sorted(descriptor.fields_by_name))}"
+    fields = sorted(descriptor.fields_by_name)
+    found = nearest(key, here) or _with_a_word_of(key, fields) or f"; fields here: {', '.join(fields)}"
+    return f"{_NO_SUCH_FIELD}{found}"
+
+
+def _with_a_word_of(key: str, fields: Sequence[str]) -> str:
+    """Returns `; did you mean x?` if only x has a long word of the key, as early_stopping_patience of patience."""
+    words = {word for word in key.split("_") if len(word) >= _LONG_WORD}
+    found = [field for field in fields if words & {*field.split("_")}]
+    return f"; did you mean `{found[0]}`?" if len(found) == 1 else ""
 
 
 def _names(descriptor: Any) -> list[str]:

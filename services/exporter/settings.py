@@ -23,6 +23,12 @@ class ExporterSettings(ServiceSettings):
     """Folder with llama.cpp's library of the release that `services/exporter/quantizer.py` names, which makes the types
     of GGUF files that llama.cpp's converter does not. It is checked at the start. None: these types are not made."""
 
+    @field_validator("signing_key_file", mode="before")
+    @classmethod
+    def _unset(cls, file: object) -> object:
+        # docker-compose.yml sets it to nothing where there is no key.
+        return file or None
+
     @field_validator("signing_key_file")
     @classmethod
     def _is_key(cls, file: Path | None) -> Path | None:

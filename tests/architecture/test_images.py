@@ -14,6 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from services.exporter.settings import ExporterSettings
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
 CONTAINERS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -232,3 +234,19 @@ def test_the_built_in_model_and_the_build_tool_have_the_versions_of_the_tests() 
 def test_every_locked_package_has_hashes(lock: str) -> None:
     """pip would refuse to build the image."""
     assert all(package.hashes for package in _lock(lock).values())
+
+
+def test_signing_key_of_packages_is_a_secret_of_the_exporter_alone() -> None:
+    """Any other container that reads the operator's key could sign packages in its name."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    (secret,) = compose["secrets"]
+    assert compose["secrets"][secret]["file"] == "${SIGNING_KEY:-/dev/null}"
+    assert [name for name, container in CONTAINERS.items() if container.get("secrets")] == ["exporter"]
+    given = CONTAINERS["exporter"]["environment"]["FTF_EXPORTER_SIGNING_KEY_FILE"]
+    assert given == f"${{SIGNING_KEY:+/run/secrets/{secret}}}"
+
+
+def test_exporter_starts_without_a_signing_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SIGNING_KEY, docker-compose.yml sets the variable to nothing."""
+    monkeypatch.setenv("FTF_EXPORTER_SIGNING_KEY_FILE", "")
+    assert ExporterSettings().signing_key is None

@@ -159,6 +159,18 @@ def test_an_unset_variable_is_named_with_its_place(ftf: Ftf, tmp_path: Path) -> 
     assert "labels.team: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 4)" in result.stderr
 
 
+def test_an_unset_variable_is_named_with_each_of_its_places(ftf: Ftf, tmp_path: Path) -> None:
+    """Both messages named the first line, and the second place had to be searched for."""
+    config = tmp_path / "job.toml"
+    config.write_text(
+        '# Needs ${NOT_SET_ANYWHERE}.\nbase_model = "${NOT_SET_ANYWHERE}"\n\n'
+        '[labels]\nteam = "${NOT_SET_ANYWHERE}-${NOT_SET_ANYWHERE}"\n'
+    )
+    said = ftf("train", "--config", config).stderr
+    assert "base_model: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 2)" in said
+    assert said.count("labels.team: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 5)") == 1
+
+
 def test_a_file_in_another_encoding_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     """PowerShell's `>` writes UTF-16, and its Out-File a byte order mark before UTF-8, which is no part of the text."""
     text = f'base_model = "m"\ntraining_data = "{rows.name}"\ndisplay_name = "é"\n'
@@ -278,6 +290,55 @@ def error_of(result: Result) -> dict[str, Any]:
     error: dict[str, Any] = json.loads(line)["error"]
     assert result.stdout == ""
     return error
+
+
+@pytest.mark.parametrize("before", [("--json", "jobs", "get"), ("jobs", "--json", "get"), ("jobs", "get", "--json")])
+def test_json_may_stand_before_the_command(ftf: Ftf, before: tuple[str, ...]) -> None:
+    """People who type it first got a usage error, which did not say where it belongs."""
+    assert json.loads(ftf(*before, JOB).stdout)["id"] == JOB
+    assert error_of(ftf("--json", "jobs", "gett"))["code"] == "COMMAND_FAILED"
+
+
+def test_errors_of_an_evaluation_name_the_options(ftf: Ftf, gateway: FakeGateway) -> None:
+    """Nobody who typed --metric has written a field metrics[0]."""
+    problem = "'rouge9' given; must be one of bleu, rouge1. See spec.graders."
+    gateway.refusals["CreateEvaluation"] = lambda context: refuse(
+        context,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"spec.metrics[0]: {problem}",
+        "INVALID_CONFIG",
+        [
+            ("spec.metrics[0]", problem),
+            ("data[1].dataset", "there is no dataset 'ds_2'"),
+            ("spec.max_rows", "is -1"),
+        ],
+    )
+    said = ftf("evaluate", JOB, "--metric", "rouge9").stderr
+    assert "--metric: 'rouge9' given; must be one of bleu, rouge1. See --graders." in said
+    assert "--data: there is no dataset 'ds_2'" in said and "--max-rows: is -1" in said and "spec." not in said
+    fields = [each["field"] for each in error_of(ftf("evaluate", JOB, "--metric", "rouge9", "--json"))["violations"]]
+    assert fields == ["spec.metrics[0]", "data[1].dataset", "spec.max_rows"]
+    gateway.refusals["CreateEvaluation"] = lambda context: refuse(
+        context, grpc.StatusCode.INVALID_ARGUMENT, "against is 'x', the same model as 'x'.", "INVALID_MODEL"
+    )
+    assert "--against is 'x', the same model as 'x'." in ftf("evaluate", "x", "--against", "x").stderr
+
+
+def test_options_for_a_push_without_a_repository_are_named(ftf: Ftf, gateway: FakeGateway) -> None:
+    said = ftf("export", JOB, "--public", "--token-secret", "hf").stderr
+    assert "--public, --token-secret are about a push to the hub" in said and "--push NAMESPACE/NAME" in said
+    assert not gateway.requests("CreateExport")
+
+
+def test_recipe_is_checked_before_files_are_uploaded(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
+    """A misspelled name was refused after gigabytes had been sent."""
+    gateway.refusals["GetRecipe"] = lambda context: refuse(
+        context, grpc.StatusCode.NOT_FOUND, "There is no recipe 'cpudemo'. Did you mean cpu-demo?", "RECIPE_NOT_FOUND"
+    )
+    for option in ((), ("--dry-run",)):
+        result = ftf("train", rows, "-m", "m", "--recipe", "cpudemo", *option)
+        assert result.exit_code == 2 and "Did you mean cpu-demo?" in result.stderr
+    assert not gateway.uploads and not gateway.requests("CreateFineTuningJob")
 
 
 def test_after_json_an_error_is_an_object_too(ftf: Ftf, rows: Path, server: Running, gateway: FakeGateway) -> None:

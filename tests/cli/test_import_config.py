@@ -279,6 +279,20 @@ def test_what_is_not_the_same_is_listed(ftf: Ftf, tmp_path: Path, name: str, tex
     assert lost(found)[field]
 
 
+@pytest.mark.parametrize("name", ["axolotl", "llama-factory", "trl"])
+def test_what_the_program_does_otherwise_is_listed(ftf: Ftf, tmp_path: Path, name: str) -> None:
+    """A comparison of both programs would be one of different steps, and of different warm-ups."""
+    file = tmp_path / "config.yaml"
+    found = imported(ftf, file, "warmup_ratio: 0.1", "--from", name)
+    (difference,) = found["differences"]
+    assert "best checkpoint by eval_loss" in difference and "takes the last step" in difference
+    (warmup,) = (each for each in found["translations"] if "warmup_ratio" in each["given"])
+    assert warmup["note"].startswith("rounded down to whole steps")
+    assert "Different here:" in ftf("import-config", file, "--from", name).stdout
+    best = imported(ftf, file, "warmup_ratio: 0.1\nload_best_model_at_end: true", "--from", name)
+    assert best["differences"] == []
+
+
 @pytest.mark.parametrize(
     ("name", "text", "path"),
     [

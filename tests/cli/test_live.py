@@ -47,6 +47,22 @@ def test_an_answer_during_training_is_a_line() -> None:
     assert Lines().of(Event.from_proto(event_pb2.Event(stage=job_pb.STAGE_EVALUATION, sample=sample))) is None
 
 
+def test_each_phase_of_a_curriculum_is_shown_when_it_begins() -> None:
+    """Who watches a curriculum sees otherwise only that the loss jumps."""
+    lines, view = Lines(), JobView(JOB)
+    details = ["3 steps on cpu", *(f"curriculum phase {n} of 2, part {n}: 1 epochs of 4 sequences" for n in (1, 1, 2))]
+    shown = []
+    for detail in details:
+        phase = event_pb2.Phase(name="training", index=3, count=4, detail=detail)
+        event = Event.from_proto(event_pb2.Event(stage=job_pb.STAGE_TRAINING, phase=phase))
+        view.feed(event)
+        shown.append(lines.of(event))
+    view.feed(Event.from_proto(event_pb2.Event(stage=job_pb.STAGE_TRAINING, log=event_pb2.Log(step=7, total_steps=9))))
+    assert shown[2] is None
+    assert shown[3] == "training    training (3 of 4): curriculum phase 2 of 2, part 2: 1 epochs of 4 sequences"
+    assert "step 7/9, curriculum phase 2 of 2, part 2" in screen(view)
+
+
 def test_the_eta_counts_down_between_events() -> None:
     now = [0.0]
     view = JobView(JOB, clock=lambda: now[0])

@@ -32,10 +32,18 @@ def pushed(
     target: PushTarget = TARGET,
     *,
     token: str = "hf_writer",  # noqa: S107
-    retries: int = 3,
+    patience_seconds: float = 10,
     said: list[str] | None = None,
 ) -> PushedCommit:
-    files = {}
+    """`said` gets the reason of each repetition. No time passes but that between them, which is not waited for."""
+    files: dict[str, FileToPush] = {}
+    waited = []
+
+    def on_retry(why: str, seconds: float) -> None:
+        waited.append(seconds)
+        if said is not None:
+            said.append(why)
+
     for name, content in CONTENT.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -45,9 +53,10 @@ def pushed(
         files,
         {name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()},
         token,
-        retry_seconds=[0.0] * retries,
-        on_hashed=lambda: None,
-        on_retry=lambda why, _seconds: said.append(why) if said is not None else None,
+        patience_seconds=patience_seconds,
+        on_hashed=lambda: [setattr(file, "furthest", 0) for file in files.values()],
+        on_retry=on_retry,
+        clock=lambda: sum(waited),
     )
 
 
@@ -96,11 +105,22 @@ def test_upload_that_breaks_off_is_sent_again(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_hub_that_stays_down_is_an_error_of_the_system(hub: Hub, tmp_path: Path) -> None:
-    hub.writes.faults = [("repos/create", 500)] * 3
+    """It must not hold the exporter: the next attempt comes later."""
+    hub.writes.faults = [("repos/create", 500)] * 99
+    said: list[str] = []
     with pytest.raises(SystemFailure) as caught:
-        pushed(tmp_path, retries=2)
+        pushed(tmp_path, patience_seconds=30, said=said)
     assert caught.value.reason == "HUB_UNREACHABLE" and "status 500" in caught.value.message
     assert caught.value.__cause__ is None
+    assert len(said) == 4, "after 1, 2, 4 and 8 seconds"
+
+
+def test_patience_begins_anew_when_more_was_sent(hub: Hub, tmp_path: Path) -> None:
+    """An upload of hours that comes forward is not given up for failures that it had at its beginning."""
+    hub.writes.faults = [("repos/create", 500)] * 2 + [("POST api/models/org/tuned/commit", 503)] * 2
+    said: list[str] = []
+    pushed(tmp_path, patience_seconds=4, said=said)
+    assert len(said) == 4
 
 
 @pytest.mark.parametrize(
@@ -131,8 +151,8 @@ def test_refusals_say_what_to_change(
 def test_content_that_the_hub_refuses_is_told_in_its_words(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CONTENT, "README.md", b"---\nlicense: mit\n---\n# A model")
-    with pytest.raises(JobError, match="base_model is missing") as caught:
+    monkeypatch.setitem(CONTENT, "README.md", b"---\nbase_model: tiny\nlicense: mit\n---\n# A model")
+    with pytest.raises(JobError, match="'tiny' is not a valid model id") as caught:
         pushed(tmp_path)
     assert caught.value.reason == "HUB_PUSH_REFUSED"
 
@@ -148,7 +168,7 @@ def test_file_that_has_changed_is_not_pushed(hub: Hub, tmp_path: Path) -> None:
             files,
             {"file": "0" * 64},
             "hf_writer",
-            retry_seconds=[],
+            patience_seconds=0,
             on_hashed=lambda: None,
             on_retry=lambda *_: None,
         )

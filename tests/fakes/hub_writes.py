@@ -137,8 +137,9 @@ class HubWrites:
     def _validated(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         _, _, rest = json.loads(body)["content"].partition("---\n")
         metadata = yaml.safe_load(rest.partition("\n---")[0])
-        missing = [name for name in ("base_model", "license") if name not in metadata]
-        errors = [{"message": f"{name} is missing"} for name in missing]
+        errors = [{"message": f"{name} is missing"} for name in ("license",) if name not in metadata]
+        if "/" not in (base := metadata.get("base_model", "owner/name")):
+            errors.append({"message": f'"base_model" {base!r} is not a valid model id'})
         return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def _modes(

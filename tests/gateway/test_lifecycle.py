@@ -163,6 +163,20 @@ async def test_a_system_failure_is_retried_until_max_attempts(
     assert "given up after 2 failures" in job.message
 
 
+async def test_failure_after_the_training_says_how_the_trained_model_is_exported(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
+    """A failed job looks like one whose training is lost, and is trained again."""
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
+    await worker.complete()
+    await (await claim_latest_attempt(acceptance, recorder, "c")).complete()
+    await (await claim_latest_attempt(acceptance, recorder, "d")).fail("GGUF_UNSUPPORTED", "FAULT_USER_ERROR")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.stage, job.reason) == ("JOB_STATE_FAILED", "STAGE_EXPORT", "GGUF_UNSUPPORTED")
+    assert job.advice.startswith("correct it The model is trained")
+    assert f"`ftf export {job_id} --format adapter --format merged`" in job.advice
+
+
 async def test_job_that_kills_every_worker_fails_as_poison(
     ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:

@@ -70,6 +70,36 @@ def test_all_violations_are_raised_at_once_before_any_upload(client: Client, gat
     assert gateway.calls == []
 
 
+def test_empty_table_of_a_push_is_refused() -> None:
+    """Read as unset, it trained for hours and pushed nothing."""
+    with pytest.raises(InvalidArgument) as caught:
+        draft_spec({"base_model": "m", "training_data": "ds_1", "export": {"hub": {}}})
+    assert "name the repository" in dict(caught.value.violations)["spec.export.hub"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("model", "base_model"),
+        ("name", "display_name"),
+        ("dataset", "training_data"),
+        ("holdout_percentage", "holdout_fraction"),
+        ("lora.lora_rank", "r"),
+        ("hyperparameters.lora_r", "lora.r"),
+        ("hyperparameters.gradient_accumulation", "gradient_accumulation_steps"),
+        ("hyperparameters.patience", "early_stopping_patience"),
+        ("export.push", "hub"),
+        ("evaluation.judge", "graders"),
+    ],
+)
+def test_name_of_other_programs_leads_to_the_field_that_is_meant(given: str, meant: str) -> None:
+    """A list of thirty fields makes people search, and a wrong suggestion sends them on."""
+    section, _, name = given.rpartition(".")
+    with pytest.raises(InvalidArgument) as caught:
+        draft_spec({"base_model": "m", "training_data": "ds_1", **({section: {name: 1}} if section else {name: 1})})
+    assert f"did you mean `{meant}`?" in dict(caught.value.violations)[f"spec.{given}"]
+
+
 def test_create_with_lost_response_makes_one_job(client: Client, gateway: FakeGateway) -> None:
     gateway.outages = {"CreateFineTuningJob": 2}
     client.jobs.create(base_model="m", training_data="ds_1")

@@ -73,7 +73,7 @@ def read_config(path: Path) -> dict[str, Any]:
     text, values = read_table(path)
     violations: list[Violation] = []
     try:
-        resolved = _resolve(values, "", path.name, text, violations)
+        resolved = _resolve(values, "", _Places(path.name, text), violations)
     except RecursionError as error:
         raise _too_deep(path) from error
     if violations:
@@ -192,21 +192,39 @@ def _list_or_object(raw: str) -> Any:
         return raw
 
 
-def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violation]) -> Any:
+class _Places:
+    """Where a file names environment variables."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self._file = file
+        self._lines: dict[str, list[int]] = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.lstrip().startswith("#"):
+                for name in _VARIABLE.findall(line):
+                    self._lines.setdefault(name, []).append(number)
+
+    def next(self, name: str) -> str:
+        """Returns the place where a variable is named next: values are read in the order of the file."""
+        lines = self._lines.get(name, [])
+        line = lines.pop(0) if len(lines) > 1 else next(iter(lines), 0)
+        return f"{self._file}, line {line}" if line else self._file
+
+
+def _resolve(value: Any, key: str, places: _Places, violations: list[Violation]) -> Any:
     if isinstance(value, dict):
-        return {k: _resolve(v, f"{key}.{k}" if key else k, file, text, violations) for k, v in value.items()}
+        return {k: _resolve(v, f"{key}.{k}" if key else k, places, violations) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, f"{key}[{i}]", file, text, violations) for i, item in enumerate(value)]
+        return [_resolve(item, f"{key}[{i}]", places, violations) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
+    missing = []
     for name in _VARIABLE.findall(value):
         if _SECRET.search(name) or _SECRET_VALUE.match(os.environ.get(name, "")):
             violations.append(Violation(key, f"the environment variable {name} looks like a secret; {TOKENS}"))
         elif name not in os.environ:
-            line = 1 + text[: text.find("${" + name + "}")].count("\n")
-            violations.append(
-                Violation(key, f"the environment variable {name} is not set ({file}, line {line}); export it")
-            )
+            place = places.next(name)
+            missing.append(Violation(key, f"the environment variable {name} is not set ({place}); export it"))
+    violations += dict.fromkeys(missing)
     if _MISSPELT_VARIABLE.fullmatch(value) and not _VARIABLE.fullmatch(value):
         violations.append(Violation(key, f"{value!r} is no environment variable; write ${{NAME}}"))
     replaced = _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), value)

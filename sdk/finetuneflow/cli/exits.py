@@ -133,7 +133,25 @@ class ReportingGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self._json_after_command(ctx, args))
+
+    def _json_after_command(self, ctx: Any, args: list[str]) -> list[str]:
+        """Moves a `--json` that stands before the command behind it, where commands have that option."""
+        group: Any = self
+        before, rest = [], list(args)
+        while rest and isinstance(group, TyperGroup):
+            word = rest.pop(0)
+            if word == "--":
+                rest.insert(0, word)
+                break
+            before.append(word)
+            if word == "--address" and rest:
+                before.append(rest.pop(0))
+            elif not word.startswith("-"):
+                group = group.get_command(ctx, word)
+        if "--json" not in before or group is self:
+            return args
+        return [*(word for word in before if word != "--json"), "--json", *rest]
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -23,6 +23,11 @@ from finetuneflow.enums import nearest
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.setting_names import Translation, shown, translate
 
+_BEST = "load_best_model_at_end"
+_LAST_STEP = (
+    "the result is the best checkpoint by eval_loss if there are held-out rows; without load_best_model_at_end, {} "
+    "takes the last step"
+)
 # TRL first: it is recognized by having no names of the others.
 _PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY)}
 
@@ -47,6 +52,8 @@ class Imported:
     """Path in the file → value and the reason why nothing expresses it."""
     unset: list[str]
     """Names that the file has without a value; the program's defaults apply."""
+    differences: list[str]
+    """What a job does otherwise than the program does with this file, although no name in it says so."""
 
 
 def import_config(
@@ -119,7 +126,8 @@ def read_foreign(table: Mapping[str, Any], program: Program, file: Path) -> Impo
         section, _, name = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value
     unset = [name for name, value in table.items() if value is None and name not in lost]
-    return Imported(program, values, translated.translations, defaults, lost, unset)
+    differences = [] if table.get(_BEST) is not None else [_LAST_STEP.format(program.title)]
+    return Imported(program, values, translated.translations, defaults, lost, unset, differences)
 
 
 def _defaults(program: Program, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +175,7 @@ def _report(imported: Imported) -> list[str]:
         ("Without a value in the file:", [", ".join(imported.unset)] if imported.unset else []),
         (f"Defaults of {imported.program.title} that the file leaves unset:", added),
         ("Without counterpart:", lost),
+        ("Different here:", imported.differences),
     ):
         if entries:
             lines += ["", title, *(f"  {entry}" for entry in entries)]
@@ -183,6 +192,7 @@ def _fields(imported: Imported) -> dict[str, Any]:
         "translations": [each.to_dict() for each in imported.translations],
         "unset": imported.unset,
         "defaults": imported.defaults,
+        "differences": imported.differences,
         "without_counterpart": [
             {"field": path, "value": value, "reason": reason} for path, (value, reason) in imported.lost.items()
         ],

@@ -35,6 +35,12 @@ def phase_name(phase: Phase) -> str:
     return f"{phase.name.replace('_', ' ')}{place}"
 
 
+def curriculum_phase(phase: Phase) -> str:
+    """Returns the place of the training in its curriculum, as in `curriculum phase 2 of 3, name`; empty without one."""
+    place = phase.detail.partition(":")[0]
+    return place if place.startswith("curriculum phase ") else ""
+
+
 def restored_line(event: Event, failure: Event | None) -> str:
     """Formats a `restored` event. `failure` is the latest failed attempt before it, of any stage."""
     step = event.restored.checkpoint_step
@@ -48,7 +54,7 @@ class Lines:
     """Formats events as lines."""
 
     def __init__(self) -> None:
-        self._last_phase: tuple[str, int, str] | None = None
+        self._last_phase: tuple[str, int, str, str] | None = None
         self._failure: Event | None = None
 
     def of(self, event: Event) -> str | None:
@@ -96,7 +102,8 @@ class Lines:
                 return None
 
     def _phase(self, event: Event, phase: Phase) -> str | None:
-        key = (event.stage, event.attempt, phase.name)
+        # The phases of a curriculum differ in the detail only. Other details change too often for a line each.
+        key = (event.stage, event.attempt, phase.name, curriculum_phase(phase))
         if key == self._last_phase:
             return None
         self._last_phase = key

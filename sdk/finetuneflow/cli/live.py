@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetuneflow.cli.console import make_console
-from finetuneflow.cli.lines import Lines, log_figures, phase_name
+from finetuneflow.cli.lines import Lines, curriculum_phase, log_figures, phase_name
 from finetuneflow.cli.outcome import show_outcome
 from finetuneflow.cli.plot import plot
 from finetuneflow.cli.session import duration, print_json
@@ -154,7 +154,8 @@ def _activity(view: JobView) -> RenderableType:
         and Stage.TRAINING not in view.done
     ):
         done, total = view.log.step, view.log.total_steps
-        count = f"step {view.log.step}/{view.log.total_steps}"
+        place = "" if phase is None else curriculum_phase(phase)
+        count = ", ".join(filter(None, [f"step {view.log.step}/{view.log.total_steps}", place]))
     row = Table.grid(padding=(0, 1))
     row.add_row(Text(label), ProgressBar(total=total, completed=done, width=28), Text(count))
     return row

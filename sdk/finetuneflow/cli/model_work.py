@@ -18,6 +18,7 @@ from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines, phase_name
 from finetuneflow.cli.outcome import show_attempts, show_evaluation, show_forms, show_serving
+from finetuneflow.cli.refusals import options_named
 from finetuneflow.cli.session import (
     Json,
     Session,
@@ -46,6 +47,39 @@ _Model = Annotated[
         metavar="MODEL", help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job.", callback=not_empty
     ),
 ]
+_EVALUATION_OPTIONS = {
+    "model": "MODEL",
+    "against": "--against",
+    "data": "--data",
+    "clear_fields": "--clear",
+    "spec.num_samples": "--num-samples",
+    "spec.prompts": "--prompt",
+    "spec.max_new_tokens": "--max-new-tokens",
+    "spec.max_rows": "--max-rows",
+    "spec.metrics": "--metric",
+    "spec.graders": "--graders",
+    "spec.gate": "--gate",
+    "spec.json_schema": "--json-schema",
+    "spec.questions": "--questions",
+    "spec.regression": "--regression",
+    "spec.harness_tasks": "--harness-task",
+    "spec.harness_limit": "--harness-limit",
+}
+_EXPORT_OPTIONS = {
+    "model": "MODEL",
+    "spec.formats": "--format",
+    "spec.dtype": "--dtype",
+    "spec.merge_base": "--merge-base",
+    "spec.gguf_types": "--quantization",
+    "spec.hub": "--push",
+    "spec.hub.repo_id": "--push",
+    "spec.hub.private": "--private",
+    "spec.hub.revision": "--revision",
+    "spec.hub.commit_message": "--commit-message",
+    "secrets.hub_write_token": "--token-secret",
+}
+"""Paths of the fields of a request → the options of the command."""
+
 _Detach = Annotated[bool, typer.Option("--detach", "-d", help="Create it without following it.")]
 
 
@@ -132,18 +166,19 @@ def evaluate(
         "json_schema": None if json_schema is None else json_object(json_schema),
     }
     here = session(ctx)
-    made = here.client.evaluations.create(
-        model,
-        against=against,
-        data=data or (),
-        num_samples=num_samples,
-        max_new_tokens=max_new_tokens,
-        max_rows=max_rows,
-        regression=regression,
-        harness_tasks=harness_task,
-        harness_limit=harness_limit,
-        **with_removed(removable, clear or ()),
-    )
+    with options_named(_EVALUATION_OPTIONS, as_json=json):
+        made = here.client.evaluations.create(
+            model,
+            against=against,
+            data=data or (),
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+            max_rows=max_rows,
+            regression=regression,
+            harness_tasks=harness_task,
+            harness_limit=harness_limit,
+            **with_removed(removable, clear or ()),
+        )
     _created(here, made, detach=detach, json=json)
 
 
@@ -198,21 +233,29 @@ def export(
     about_push = {"private": private, "revision": revision, "commit_message": commit_message}
     hub = {name: value for name, value in about_push.items() if value is not None}
     if push is None and (hub or token_secret is not None):
-        raise typer.BadParameter("is missing; the options for a push were given.", param_hint="--push")
+        given = [_EXPORT_OPTIONS[f"spec.hub.{name}"] for name in hub] + ["--token-secret"] * (token_secret is not None)
+        if private is False:
+            given[0] = "--public"
+        raise typer.BadParameter(
+            f"is missing: {', '.join(given)} {'are' if len(given) > 1 else 'is'} about a push to the hub. Name the "
+            "repository with --push NAMESPACE/NAME, or leave them out.",
+            param_hint="--push",
+        )
     if detach and out is not None:
         raise typer.BadParameter("cannot be combined with --detach.", param_hint="--out")
     if out is not None:
         make_folder(out)
     here = session(ctx)
-    made = here.client.exports.create(
-        model,
-        formats=format_ or (),
-        dtype=dtype,
-        merge_base=merge_base,
-        gguf_types=quantization or (),
-        hub=None if push is None else {"repo_id": push, **hub},
-        secrets=None if token_secret is None else {"hub_write_token": token_secret},
-    )
+    with options_named(_EXPORT_OPTIONS, as_json=json):
+        made = here.client.exports.create(
+            model,
+            formats=format_ or (),
+            dtype=dtype,
+            merge_base=merge_base,
+            gguf_types=quantization or (),
+            hub=None if push is None else {"repo_id": push, **hub},
+            secrets=None if token_secret is None else {"hub_write_token": token_secret},
+        )
     try:
         _created(here, made, detach=detach, json=json)
     except typer.Exit as stopped:

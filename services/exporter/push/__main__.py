@@ -20,8 +20,9 @@ from finetuneflow.v1.stage_result_pb2 import ExportResult, HubCommit
 from services.exporter.phases import PUSHING, phases_of
 from services.exporter.push.push_input import PushInput
 
-_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Delays before the push is tried again. The hub's client repeats most requests by itself, too."""
+_PATIENCE_SECONDS = 30.0
+"""Time for which the push is tried again without progress. It holds the exporter; a hub that stays away longer is tried
+again by the next attempt. The hub's client repeats single requests of the upload for up to 23 s by itself."""
 _TICK_SECONDS = 1.0
 
 _lines: "queue.SimpleQueue[str]" = queue.SimpleQueue()
@@ -70,7 +71,7 @@ def main(sink: EventSink, input_path: Path) -> ExportResult:
         files,
         {file.name: file.sha256 for file in given.files},
         token,
-        retry_seconds=_RETRY_SECONDS,
+        patience_seconds=_PATIENCE_SECONDS,
         on_hashed=on_hashed,
         on_retry=on_retry,
     )

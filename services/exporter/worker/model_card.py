@@ -26,8 +26,9 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
     weights = not forms or any(form.format == "adapter" for form in forms)
     full = child_input.config.method == "full" or not weights
     data = ModelCardData(
-        base_model=model.id,
-        base_model_relation="finetune" if full else "adapter",
+        # The hub refuses the name of a model that is none of its own.
+        base_model=model.id if "/" in model.id else None,
+        base_model_relation=("finetune" if full else "adapter") if "/" in model.id else None,
         library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
         pipeline_tag=_TASK,
         license=model.license.lower() or "unknown",
@@ -150,7 +151,43 @@ def _loading(child_input: ExportInput, folder: str) -> str:
     if forms.plain:
         lines += ["", "# Rows of plain text have no template."] if forms.chat else []
         lines += _plain(child_input, asked=not forms.chat)
-    return "\n".join(["```python", *lines, "```"])
+    code = "\n".join(["```python", *lines, "```"])
+    if not full and child_input.config.method == "qlora" and not _needs_quantized_base(child_input):
+        code += f"\n\n{_quantized(child_input)}"
+    return code
+
+
+def _quantized(child_input: ExportInput) -> str:
+    """Returns how the base model is loaded as it was in the training."""
+    base = "base"
+    if "/" in child_input.model.id:
+        base = f'"{child_input.model.id}", revision="{child_input.model.revision}"'
+    return f"""With the base model quantized as in the training, in less memory, it is loaded so instead:
+
+```python
+from transformers import BitsAndBytesConfig
+
+config = BitsAndBytesConfig({_bitsandbytes_settings(child_input)})
+model = AutoModelForCausalLM.from_pretrained({base}, quantization_config=config)
+{_UNPACKED}
+model = PeftModel.from_pretrained(model, ".")
+```"""
+
+
+def _bitsandbytes_settings(child_input: ExportInput) -> str:
+    """Returns the arguments of BitsAndBytesConfig with the job's values."""
+    quantization = child_input.config.quantization
+    if quantization.bits == 8:
+        return "load_in_8bit=True"
+    compute = quantization.bnb_4bit_compute_dtype
+    if compute == "auto":
+        compute = child_input.config.hyperparameters.precision
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    computed = f', bnb_4bit_compute_dtype="{names[compute]}"' if compute in names else ""
+    return (
+        f'load_in_4bit=True, bnb_4bit_quant_type="{quantization.bnb_4bit_quant_type}", '
+        f"bnb_4bit_use_double_quant={quantization.bnb_4bit_use_double_quant}{computed}"
+    )
 
 
 def _model(child_input: ExportInput, folder: str) -> list[str]:
@@ -163,10 +200,10 @@ def _model(child_input: ExportInput, folder: str) -> list[str]:
     adapter = 'model = PeftModel.from_pretrained(model, ".")'
     quantized, option = [], ""
     if _needs_quantized_base(child_input):
-        double = child_input.config.quantization.bnb_4bit_use_double_quant
-        settings = f'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={double}'
+        settings = _bitsandbytes_settings(child_input)
         quantized = ["# The adapter belongs to these quantized weights.", f"config = BitsAndBytesConfig({settings})"]
         option = ", quantization_config=config"
+        adapter = f"{_UNPACKED}\n{adapter}"
     if "/" in model.id:
         base = f'model = AutoModelForCausalLM.from_pretrained("{model.id}", revision="{model.revision}"{option})'
         return [tokenizer, *quantized, base, adapter]
@@ -210,6 +247,11 @@ def _question(child_input: ExportInput, default: str) -> str:
     return default
 
 
+_UNPACKED: Final = """\
+for module in model.modules():
+    # On some CPUs bitsandbytes packs 4-bit layers anew, which fails unless their sizes are multiples of 32.
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False"""
 _TASK: Final = "text-generation"
 _LOSSES: Final = ("loss", "perplexity")
 _TEXT = "Once upon a time"

@@ -20,6 +20,7 @@ from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
 from engine.evaluation.sets import check_sets, missing_values
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
+from engine.plan.export_checks import check_conversion
 from engine.plan.findings import validation_report
 from engine.plan.held_out import check_held_out
 from engine.plan.resolve import resolve_length
@@ -74,6 +75,7 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
     assessment = resolve_and_assess(resolved, model, architecture, target, prepared, missing_bytes=facts.missing_bytes)
     for message in missing_values(resolved.config.evaluation, held_out):
         resolved.warn("GRADER_VALUE_MISSING", message, "Correct its placeholder.", "evaluation.graders")
+    check_conversion(resolved, model.path, query.out_dir, lambda: None)
     check_held_out(resolved, [TrainedData(list(data.datasets), data.split_key) for data in request.trained_data])
     assessment.result.hub_datasets.extend(hub_datasets(facts.hub))
     config = config_resolved_event(resolved)

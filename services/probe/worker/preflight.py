@@ -18,6 +18,7 @@ from engine.estimate.architecture import Architecture
 from engine.evaluation.sets import check_sets, missing_values
 from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
+from engine.plan.export_checks import check_conversion
 from engine.plan.held_out import check_held_out
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import Resolved
@@ -73,6 +74,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     phases.enter("resolving_configuration")
     target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
     assessment = resolve_and_assess(resolved, child_input.model.local(), architecture, target, prepared)
+    check_conversion(resolved, child_input.model.path, child_input.out_dir, phases.check)
     check_held_out(resolved, child_input.trained_data)
     for message in missing_values(resolved.config.evaluation, child_input.out_dir / shards_path / "eval_rows.jsonl"):
         resolved.warn("GRADER_VALUE_MISSING", message, "Correct its placeholder.", "evaluation.graders")

@@ -20,6 +20,9 @@ Rows = Callable[[int, int | None], list[str]]
 # A loss is a spike if it exceeds the median of the steps before it by 8 standard deviations (of a normal distribution
 # with the same median absolute deviation), by the median itself, and by half a nat. Losses of single rows differ by
 # a few deviations in sound trainings, and those of a model that knows its rows differ by multiples of nearly 0.
+# Before there are as many steps, a training has diverged if two steps in a row are above the loss of guessing each
+# token of the vocabulary alike, and above twice the loss of the first step, which the untrained model had: a single row
+# may be as odd, and a model without training begins at that loss.
 _EARLIER_STEPS: Final = 16
 _DEVIATIONS: Final = 8 * 1.4826
 _FACTOR: Final = 2.0
@@ -45,10 +48,12 @@ class Health:
     def __init__(self, sink: EventSink, hyper: Hyperparameters, progress: Progress) -> None:
         self._sink, self._hyper, self._progress = sink, hyper, progress
         self.rows: Rows = lambda step, micro_batch: []
+        self.guessing_loss = math.inf
+        """Loss of a model that gives each token of the vocabulary the same probability."""
         self._grad_norm: Any = None
         """Norm of the last step's gradient: a tensor that is on its device."""
         self._num_spikes = self._num_zero = self._num_skipped = 0
-        self._warned_of_zero = False
+        self._warned_of_zero = self._warned_of_divergence = False
 
     def check_loss(self, loss: float, micro_batch: int) -> None:
         """Raises JobError("LOSS_NOT_FINITE") unless the loss of a micro-batch of the next step is finite."""
@@ -74,8 +79,17 @@ class Health:
             raise self._error(f"The gradients of {self._num_skipped} steps up to step {step} were not finite", step)
 
     def check_step(self, loss: float) -> None:
-        """Warns if the loss of the step just completed is a spike."""
+        """Warns if the loss of the step just completed is a spike, or if the first steps have diverged."""
         recent, step = self._progress.recent_losses, self._progress.step
+        first_steps = 2 <= len(recent) < _EARLIER_STEPS and not self._warned_of_divergence
+        if first_steps and min(loss, recent[-1]) > max(self.guessing_loss, _FACTOR * recent[0]):
+            self._warned_of_divergence = True
+            self._warn(
+                "LOSS_SPIKE",
+                f"At step {step} the loss is {loss:.4g}; it was {recent[0]:.4g} at first, and guessing each token "
+                f"alike has {self.guessing_loss:.4g}: the training diverges.",
+                "Cancel it, and lower hyperparameters.learning_rate or raise hyperparameters.warmup_steps.",
+            )
         if len(recent) >= _EARLIER_STEPS and self._num_spikes < _MAX_SPIKES:
             median = statistics.median(recent)
             deviation = statistics.median(abs(each - median) for each in recent)

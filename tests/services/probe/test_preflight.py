@@ -25,6 +25,7 @@ from engine.config.job import job_config
 from engine.config.spec_proto import resolved_config
 from engine.config.start import split_key
 from engine.errors import JobError
+from engine.evaluation.comparison import CONFIDENCE, _too_few
 from finetuneflow.v1 import event_pb2
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_USER_ERROR
@@ -53,6 +54,7 @@ def make_input(tmp_path: Path) -> MakeInput:
     folder = make_tiny_tokenizer(tmp_path / "model")
     config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 8}
     config |= {"intermediate_size": 16, "vocab_size": 384, "max_position_embeddings": 512}
+    config |= {"model_type": "llama", "num_attention_heads": 2}
     (folder / "config.json").write_text(json.dumps(config))
     weights = {"model.layers.0.self_attn.q_proj.weight": numpy.zeros((8, 8), numpy.float32)}
     save_file(weights, str(folder / "model.safetensors"))
@@ -137,6 +139,17 @@ def test_token_shards_of_an_earlier_job_are_reused(make_input: MakeInput, tmp_pa
     assert "earlier job" in dict(phases)["tokenising"]
     assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DUPLICATES_DROPPED"]
     assert (tmp_path / "out" / second.shards_path / "eval_rows.jsonl").is_file()
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(50, True), (60, False)])
+def test_held_out_rows_that_decide_nothing_are_reported(make_input: MakeInput, rows: int, warned: bool) -> None:
+    """After the evaluation, which would be inconclusive, it is too late to hold out more."""
+    sink = Recorder()
+    held_out = preflight(sink, make_input(ROWS[:rows])).preflight.evaluation_data.num_examples
+    said = [event.message for event in sink.events if isinstance(event, Warning) and "held out" in event.message]
+    assert bool(said) == warned == (held_out < 6)
+    assert not warned or said[0].startswith(f"Only {held_out} rows are held out: with fewer than 6,")
+    assert _too_few(5, CONFIDENCE) and not _too_few(6, CONFIDENCE), "the rule of the evaluation"
 
 
 @pytest.mark.parametrize(("changed", "warned"), [({}, False), ({"seed": 7}, True), ({"holdout_fraction": 0.0}, False)])
@@ -256,6 +269,14 @@ def test_child_without_supervisor_prints_its_findings(make_input: MakeInput) -> 
     assert done.returncode == 0, done.stderr
     assert "stage_completed" in done.stdout
     assert "tokenising" in done.stdout
+
+
+@pytest.mark.long
+def test_model_that_llama_cpp_does_not_know_is_refused_before_the_training(make_input: MakeInput) -> None:
+    """The failed export of a trained model would come hours later."""
+    with pytest.raises(JobError, match="how its tokenizer splits texts") as error:
+        preflight(Recorder(), make_input(ROWS, export={"formats": ["adapter", "gguf"]}))
+    assert error.value.reason == "GGUF_UNSUPPORTED" and "Leave gguf out of export.formats" in error.value.advice
 
 
 def test_invalid_row_fails_preflight_as_user_error(make_input: MakeInput, tmp_path: Path) -> None:

@@ -237,6 +237,15 @@ async def test_dry_run_finds_every_mistake_of_questions_and_graders(gateway: Gat
     assert "id" in unused.message and "level" not in unused.message, "a grader reads it"
 
 
+@pytest.mark.long
+async def test_dry_run_refuses_a_gguf_form_that_llama_cpp_cannot_have(gateway: GatewayWithProbe) -> None:
+    """It runs llama.cpp's converter in the confined process of a query."""
+    dataset = await gateway.upload(ROWS)
+    found = await gateway.preflight(dataset, export={"formats": ["EXPORT_FORMAT_ADAPTER", "EXPORT_FORMAT_GGUF"]})
+    (refused,) = [each for each in found.report.findings if each.reason == "GGUF_UNSUPPORTED"]
+    assert "how its tokenizer splits texts" in refused.message and refused.field == "export.formats"
+
+
 async def test_unreadable_rows_cause_no_memory_refusal(gateway: GatewayWithProbe) -> None:
     """The report also contained a refusal for lack of memory, calculated for rows that do not exist."""
     await gateway.trainer(memory_available_bytes=GIB // 2)

@@ -183,6 +183,38 @@ def test_spike_of_the_loss_is_reported_with_its_row(make_input: Any, tmp_path: P
     assert f"At step {spike.step} the loss is {spike.loss:.4g}" in warning.message
 
 
+def test_divergence_in_the_first_steps_is_reported_at_once(make_input: Any) -> None:
+    """A median of 16 steps comes when the machine has long trained in vain."""
+    sink = Recorder()
+    child_input = make_input(
+        total_steps=8, method="full", held_out=False, logging_steps=1, learning_rate=1.0, warmup_ratio=0.0
+    )
+    train(child_input, sink)
+    (warning,) = sink.of(Warning)
+    assert warning.reason == "LOSS_SPIKE" and "the training diverges" in warning.message
+    assert "learning_rate" in warning.advice
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0, 2.4, 9.0, 1.9, 2.2, 8.8, 2.0, 2.1],
+        [6.1, 6.3, 7.5, 8.2, 7.9, 6.5, 5.9, 5.0],
+        [0.2, 3.9, 4.1, 0.4, 5.2, 5.1, 5.5, 0.3],
+        [9.0, 8.0, 7.0, 6.9, 7.4, 6.8, 6.2, 5.1],
+    ],
+    ids=["single odd rows", "a model without training", "rows of two kinds", "a falling loss"],
+)
+def test_first_steps_of_ordinary_trainings_are_not_reported(losses: list[float]) -> None:
+    """A warning that is wrong once is not read a second time."""
+    sink, progress = Recorder(), Progress()
+    health = Health(sink, Hyperparameters(), progress)
+    health.guessing_loss = math.log(400)
+    for progress.step, loss in enumerate(losses, 1):
+        health.check_step(loss)
+    assert not sink.of(Warning)
+
+
 def test_gradient_that_stays_zero_is_reported_once(make_input: Any, tiny_model: Path, tmp_path: Path) -> None:
     """A job that learns nothing looks like one that has converged."""
     sink, child_input = Recorder(), make_input(logging_steps=1, total_steps=6, held_out=False)

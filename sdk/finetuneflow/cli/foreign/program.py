@@ -159,7 +159,8 @@ def _warmup(given: Mapping[str, Any]) -> Outcome:
         return Outcome({"hyperparameters.warmup_steps": steps}, "steps override the ratio")
     if steps or ratio is None:
         return Outcome({"hyperparameters.warmup_steps": steps})
-    return Outcome({"hyperparameters.warmup_ratio": ratio})
+    note = "rounded down to whole steps; the transformers library rounds up" if ratio else ""
+    return Outcome({"hyperparameters.warmup_ratio": ratio}, note)
 
 
 def _precision(given: Mapping[str, Any]) -> Outcome:
