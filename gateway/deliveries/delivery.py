@@ -153,7 +153,17 @@ class DeliveryLoop:
                 await self._end(await sink.finish(page.state))
                 return
             if not page.events:
-                await self._news.wait()
+                await self._idle(sink)
+
+    async def _idle(self, sink: Sink) -> None:
+        """Waits for new events, or until the service is to hear that there are none."""
+        try:
+            await asyncio.wait_for(self._news.wait(), sink.idle_seconds)
+        except TimeoutError:
+            self._try = _Try.of()
+            status = await sink.write(())
+            if self._failures:
+                await self._advance(self._position, status)
 
     async def _job(self) -> FollowedJob:
         async with self._database.read() as session:
@@ -168,6 +178,7 @@ class DeliveryLoop:
             display_name=spec.display_name or work.id,
             create_time=work.create_time,
             labels=dict(work.labels),
+            spec=spec,
         )
 
     async def _page(self, sink: Sink) -> _Page:

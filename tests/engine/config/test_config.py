@@ -220,11 +220,10 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "base_model": "tiny",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
-        "integrations": [{"wandb": {}}],
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "evaluation_data[0].weight", "integrations[0].wandb", "resources.gpus",
+        "evaluation_data[0].weight", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
 
