@@ -34,6 +34,8 @@ _MAX_NAME: Final = 256
 _REPEATED: Final = (408, 409, 425, 429)
 """Statuses from 400 to 499 after which another try may succeed."""
 _NOT_IMPLEMENTED: Final = 501
+_AXIS: Final = {"1": wandb_run.STEP, "6": [3]}
+"""The definition of a metric: its name, and 3 for one that was defined and not guessed."""
 _FIND: Final = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) {
     name
@@ -89,7 +91,7 @@ class Wandb:
                 **_values(self._job.spec),
                 "finetuneflow": {"value": wandb_run.about(self._job)},
                 # Without `t` the library would not resume the run.
-                "_wandb": {"value": {"t": {}, "m": [{"1": wandb_run.STEP, "6": [3]}]}},
+                "_wandb": {"value": {"t": {}, "m": [_AXIS]}},
             }
             name, tags = self._spec.run_name or self._job.display_name, wandb_run.tags(self._job)
             run = await self._upsert(displayName=name, tags=tags)
@@ -169,12 +171,14 @@ class Wandb:
     async def _define(self, names: Sequence[str]) -> None:
         """Makes the training step the axis of metrics that the run did not have."""
         metrics = self._config["_wandb"]["value"].setdefault("m", [])
-        known = {each.get("1") for each in metrics}
+        known = [each.get("1") for each in metrics]
         new = [name for name in dict.fromkeys(names) if name not in known]
         if new:
-            # "5" is the position of the axis in this list, from 1; 3 says that the metric was defined, not guessed.
-            axis = [each.get("1") for each in metrics].index(wandb_run.STEP) + 1
-            metrics += [{"1": name, "5": axis, "6": [3]} for name in new]
+            if wandb_run.STEP not in known:
+                metrics.append(_AXIS)
+                known.append(wandb_run.STEP)
+            # "5" is the position of the axis in this list, from 1.
+            metrics += [{"1": name, "5": known.index(wandb_run.STEP) + 1, "6": [3]} for name in new]
             await self._upsert()
 
     async def _upsert(self, **values: Any) -> dict[str, Any]:

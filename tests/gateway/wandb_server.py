@@ -95,6 +95,8 @@ class WandbServer:
         async with self.changed:
             answer = self._graphql(asked) if request.path == "/graphql" else self._stream(request, asked)
             self.changed.notify_all()
+        # As the proxy before api.wandb.ai does for those that accept it.
+        answer.enable_compression()
         if status == 0 and request.transport is not None:
             request.transport.abort()
         return answer

@@ -111,6 +111,8 @@ def _leaves(annotation: Any) -> list[Any]:
         ({"evaluation": {"prompts": ["a", ""]}}, "evaluation.prompts[1]", "at least 1 character"),
         ({"resources": {"pool": "GPU"}}, "resources.pool", "[a-z][a-z0-9-]{0,30}"),
         ({"integrations": [{"mlflw": {}}]}, "integrations[0].mlflw", "Did you mean mlflow?"),
+        ({"integrations": [{"wandb": {"project": "bot"}}]}, "integrations[0].wandb", "offline = true"),
+        ({"integrations": [{"wandb": {"offline": True, "project": "a/b"}}]}, "integrations[0].wandb.project", "/"),
         ({"integrations": [{}]}, "integrations[0]", "one of webhook, tensorboard, mlflow"),
     ],
 )  # fmt: skip
