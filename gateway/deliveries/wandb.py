@@ -217,22 +217,25 @@ class Wandb:
             read = None
         if 200 <= status < 300 and isinstance(read, dict):
             return read
-        final = (400 <= status < 500 and status not in _REPEATED) or status == _NOT_IMPLEMENTED
-        raise DeliveryFailed(self._refusal(status, name, _said(read)), http_status=status, final=final)
+        said = _said(read)
+        # 409 is also the answer to two requests at once, after which another try succeeds.
+        deleted = (status in (404, 410) and name == "file_stream") or (status in (409, 410) and "deleted" in said)
+        final = deleted or (400 <= status < 500 and status not in _REPEATED) or status == _NOT_IMPLEMENTED
+        raise DeliveryFailed(self._refusal(status, name, said, deleted), http_status=status, final=final)
 
-    def _refusal(self, status: int, name: str, said: str) -> str:
+    def _refusal(self, status: int, name: str, said: str, deleted: bool) -> str:
         place = f"{self._entity or 'the default entity of the key'}/{self._project}"
         match status:
+            case _ if deleted:
+                advice = f"the run {self._job.integration_id} in {place} was deleted; add another integration"
             case 401:
                 advice = f"the secret {self._spec.secret} is no valid API key of {self._url}; set it again"
             case 403:
                 advice = f"the key in the secret {self._spec.secret} may not write to {place}; use one that may"
-            case 404 if name != "file_stream":
+            case 404:
                 advice = (
                     f"there is no {place}, or {self._url} is not the address of the API; correct entity or base_url"
                 )
-            case 404 | 410:
-                advice = f"the run {self._job.integration_id} in {place} was deleted; add another integration"
             case 200:
                 advice = f"{self._url} is no server of Weights & Biases"
             case _:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from google.protobuf.json_format import MessageToDict
+
 from engine.config.spec_proto import spec_to_dict
 from finetuneflow.v1.event_pb2 import Event
-from finetuneflow.v1.fine_tuning_job_pb2 import JobState, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway.deliveries.sinks import FollowedJob
 from gateway.work.projection import points_of
@@ -53,8 +54,8 @@ def runtime(job: FollowedJob, event: Event) -> float:
 
 def state(event: Event) -> dict[str, str]:
     """Returns what the summary tells of a changed state."""
-    change = event.state_changed
-    return {"state": JobState.Name(change.state), "stage": Stage.Name(change.stage), "reason": change.reason}
+    change = MessageToDict(event.state_changed, preserving_proto_field_name=True)
+    return {name: str(change.get(name, "")) for name in ("state", "stage", "reason")}
 
 
 def settings(spec: FineTuningJobSpec) -> dict[str, Any]:

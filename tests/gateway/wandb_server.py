@@ -115,7 +115,8 @@ class WandbServer:
             return web.json_response({"data": {"model": model}})
         if operation == "UpsertBucket":
             if name in self.deleted:
-                return web.json_response({"errors": [{"message": "run was deleted"}]}, status=410)
+                problem = f"run {name} was previously created and deleted; try a new run name"
+                return web.json_response({"errors": [{"message": problem}]}, status=409)
             inserted = (entity, project, name) not in self.runs
             run = self.runs.setdefault((entity, project, name), Run())
             run.display_name = given.get("displayName") or run.display_name or name
