@@ -14,6 +14,7 @@ BUF          := 1.75.0
 UV           := 0.13.9
 CYCLONEDX    := 7.5.0
 MLFLOW       := 3.17.2
+WANDB        := 0.31.0
 LIBLLAMA     := 3.22.1
 
 INSTALLED := $(VENV)/.installed
@@ -22,6 +23,7 @@ BUF_DIR   := .tools/buf-$(BUF)
 UV_DIR    := .tools/uv-$(UV)
 SBOM_TOOL := .tools/cyclonedx-$(CYCLONEDX)
 MLFLOW_DIR := .tools/mlflow-$(MLFLOW)
+WANDB_DIR := .tools/wandb-$(WANDB)
 LIBLLAMA_DIR := .tools/libllama-$(LIBLLAMA)
 LOCKS     := deploy/requirements
 
@@ -44,7 +46,7 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 test: $(INSTALLED) ## run the tests, except the long ones
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile --durations 20
 
-test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed $(LIBLLAMA_DIR)/.installed ## run the long tests, which train a real model
+test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed $(WANDB_DIR)/.installed $(LIBLLAMA_DIR)/.installed ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
 		$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --durations 40; \
 	elif [ $$? -eq 5 ]; then \
@@ -169,6 +171,13 @@ $(MLFLOW_DIR)/.installed: | $(VENV)/bin/python
 	@echo "Installing mlflow $(MLFLOW) into $(MLFLOW_DIR): downloads about 200 MB, takes 600 MB of disk."
 	@$(BIN)/python -m venv $(MLFLOW_DIR)
 	@$(MLFLOW_DIR)/bin/python -m pip --disable-pip-version-check install --quiet mlflow==$(MLFLOW)
+	@touch $@
+
+# The library, for tests of what it reads.
+$(WANDB_DIR)/.installed: | $(VENV)/bin/python
+	@echo "Installing wandb $(WANDB) into $(WANDB_DIR): downloads about 30 MB, takes 100 MB of disk."
+	@$(BIN)/python -m venv $(WANDB_DIR)
+	@$(WANDB_DIR)/bin/python -m pip --disable-pip-version-check install --quiet wandb==$(WANDB)
 	@touch $@
 
 # llama.cpp's library, for tests of the files that it makes; engine/config/job.py names the package to operators.

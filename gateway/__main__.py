@@ -151,6 +151,7 @@ async def run(settings: GatewaySettings) -> None:
                 preflights,
                 passthrough.nodes,
                 addresses,
+                secrets,
             ),
         ),
         Mount(
@@ -219,7 +220,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"],
             integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server,
-            Integrations(database, addresses),
+            Integrations(database, addresses, secrets),
         ),
         Mount(
             audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],

@@ -28,10 +28,10 @@ def check_addresses(specs: Mapping[str, IntegrationSpec], policy: AddressPolicy)
     """
     found = []
     for path, spec in specs.items():
-        for service, field in (("webhook", "url"), ("mlflow", "tracking_uri")):
-            if spec.HasField(service):
+        for service, field in (("webhook", "url"), ("mlflow", "tracking_uri"), ("wandb", "base_url")):
+            if spec.HasField(service) and (url := getattr(getattr(spec, service), field)):
                 try:
-                    policy.check_url(getattr(getattr(spec, service), field))
+                    policy.check_url(url)
                 except AddressRefused as error:
                     message = f"{error}; name a public https address, or ask the operator to allow it"
                     found.append(Violation(f"{path}.{service}.{field}", message))

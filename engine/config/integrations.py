@@ -11,6 +11,9 @@ from finetuneflow.v1.event_pb2 import Event
 MAX_INTEGRATIONS: Final = 16
 """Most integrations of one job."""
 DEFAULT_EXPERIMENT: Final = "finetuneflow"
+DEFAULT_PROJECT: Final = "finetuneflow"
+_MARKS: Final = "/\\#?%:"
+"""Characters that Weights & Biases refuses in names of projects."""
 DEFAULT_KINDS: Final = ("state_changed",)
 _KINDS: Any = sorted(field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields)
 
@@ -30,6 +33,12 @@ def _valid_url(url: str) -> str:
     return url
 
 
+def _valid_path_name(name: str) -> str:
+    if not name.isprintable() or name.strip() != name or name in (".", "..") or any(mark in name for mark in _MARKS):
+        raise ValueError(f"it must have none of {_MARKS}, no line breaks, and no spaces at its ends")
+    return name
+
+
 def _known_kind(kind: str) -> str:
     if kind not in _KINDS:
         raise ValueError(f"there is no such kind of event; kinds: {', '.join(_KINDS)}")
@@ -39,6 +48,8 @@ def _known_kind(kind: str) -> str:
 Url = Annotated[str, Field(max_length=2048), AfterValidator(_valid_url)]
 SecretName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Title = Annotated[str, Field(min_length=1, max_length=256)]
+PathName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_valid_path_name)]
+"""Part of a run's address at Weights & Biases."""
 
 
 class Webhook(Section):
@@ -74,9 +85,24 @@ class Mlflow(Section):
 class Wandb(Section):
     """A run at Weights & Biases."""
 
-    project: Title = "finetuneflow"
+    project: PathName = DEFAULT_PROJECT
     run_name: Title | None = None
+    """None: the job's display_name."""
     secret: SecretName | None = None
+    """Its value is the API key."""
+    entity: PathName | None = None
+    """None: the default one of the key."""
+    base_url: Url | None = None
+    """None: https://api.wandb.ai."""
+    offline: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_key_if_it_is_sent(self) -> Self:
+        if not self.offline and self.secret is None:
+            raise ValueError("secret is required, the name of the secret with the API key; or set offline = true")
+        if self.offline and (self.secret is not None or self.base_url is not None):
+            raise ValueError("offline sends nothing; remove secret and base_url")
+        return self
 
 
 class Integration(Section):

@@ -435,11 +435,6 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
-    found += [
-        each
-        for index, integration in enumerate(config.integrations)
-        for each in unsupported_integration(integration, f"spec.integrations[{index}]")
-    ]
     if (config.resources.gpus or 0) > 1:
         description = (
             f"{config.resources.gpus} given; training on several GPUs is not available yet. Use 1 or remove it."
@@ -454,13 +449,6 @@ def integration_config(values: Mapping[str, Any]) -> Integration:
         return Integration.model_validate(values)
     except ValidationError as error:
         raise _invalid([violation(detail, Integration, {}) for detail in error.errors()]) from error
-
-
-def unsupported_integration(integration: Integration, path: str) -> list[Violation]:
-    """Returns a violation if this version lacks the service; `path` is that of the integration."""
-    if integration.wandb is None:
-        return []
-    return [Violation(f"{path}.wandb", "Weights & Biases is not available yet; use mlflow or tensorboard.")]
 
 
 def _invalid(violations: Sequence[Violation]) -> JobError:

@@ -153,7 +153,19 @@ class DeliveryLoop:
                 await self._end(await sink.finish(page.state))
                 return
             if not page.events:
+                await self._idle(sink)
+
+    async def _idle(self, sink: Sink) -> None:
+        """Waits for new events, or until the service is to hear that there are none."""
+        try:
+            # Not wait_for: Python 3.11's loses a cancellation that comes together with the news.
+            async with asyncio.timeout(sink.idle_seconds):
                 await self._news.wait()
+        except TimeoutError:
+            self._try = _Try.of()
+            status = await sink.write(())
+            if self._failures:
+                await self._advance(self._position, status)
 
     async def _job(self) -> FollowedJob:
         async with self._database.read() as session:
@@ -168,6 +180,7 @@ class DeliveryLoop:
             display_name=spec.display_name or work.id,
             create_time=work.create_time,
             labels=dict(work.labels),
+            spec=spec,
         )
 
     async def _page(self, sink: Sink) -> _Page:

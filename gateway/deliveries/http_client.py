@@ -44,6 +44,8 @@ class HttpClient:
             connector=aiohttp.TCPConnector(resolver=_CheckedResolver(policy), use_dns_cache=False, limit_per_host=16),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+            # Nothing is decompressed here, so that a small answer cannot become a large one.
+            headers={"accept-encoding": "identity"},
             auto_decompress=False,
         )
 

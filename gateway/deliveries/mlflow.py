@@ -44,6 +44,7 @@ class Mlflow:
     kinds = frozenset({"log", "eval", "config_resolved", "state_changed"})
     batch = 50
     from_start = False
+    idle_seconds: float | None = None
 
     def __init__(
         self,

@@ -13,6 +13,8 @@ from gateway.deliveries.http_client import HttpClient
 from gateway.deliveries.mlflow import Mlflow
 from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, Sink
 from gateway.deliveries.tensorboard import Tensorboard
+from gateway.deliveries.wandb import Wandb
+from gateway.deliveries.wandb_file import WandbFile
 from gateway.deliveries.webhook import Webhook
 from gateway.secret_store import SecretStore
 from gateway.sql.database import Database
@@ -41,6 +43,10 @@ def sink_maker(
                 name = spec.mlflow.secret
                 token = await secret(row.tenant, name) if name else None
                 return Mlflow(spec.mlflow, job, token, http, database, store)
+            case "wandb" if spec.wandb.offline:
+                return WandbFile(spec.wandb, job, database, store)
+            case "wandb":
+                return Wandb(spec.wandb, job, await secret(row.tenant, spec.wandb.secret), http, database)
         raise DeliveryFailed(
             "this version does not know the service; the operator has an older one running", final=True
         )

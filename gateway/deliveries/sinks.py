@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from finetuneflow.v1.event_pb2 import Event
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway.sql.tables import SavedArtifact
 
 
@@ -31,6 +32,8 @@ class FollowedJob:
     create_time: int
     """Microseconds since 1970."""
     labels: dict[str, str]
+    spec: FineTuningJobSpec
+    """The settings, resolved if they are."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Sink(Protocol):
     """Maximum number of events of one `write`."""
     from_start: bool
     """True if each `open` begins anew, and gets the whole history again."""
+    idle_seconds: float | None
+    """After so long without events `write` is called with none, so that the service takes the job for running."""
 
     async def open(self) -> TrackerRun:
         """Connects, and creates the run if it does not exist."""

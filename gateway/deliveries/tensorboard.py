@@ -31,6 +31,7 @@ class Tensorboard:
     kinds = frozenset({"log", "eval", "restored"})
     batch = 50
     from_start = True
+    idle_seconds: float | None = None
 
     def __init__(self, job: FollowedJob, folder: Path, store: ArtifactStore) -> None:
         self._job, self._store = job, store

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -20,9 +19,8 @@ from gateway.deliveries.http_client import HttpClient
 from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, TrackerRun
 from gateway.sql.tables import SavedArtifact
 from gateway.watch.frames import kind_of
+from gateway.webhook_key import signing_key
 
-_PREFIX: Final = "whsec_"
-_KEY_BYTES: Final = range(24, 65)
 _GONE: Final = 410
 
 
@@ -31,6 +29,7 @@ class Webhook:
 
     batch = 1
     from_start = False
+    idle_seconds: float | None = None
 
     def __init__(self, spec: WebhookSpec, job: FollowedJob, secret: SecretStr, http: HttpClient) -> None:
         self.kinds = frozenset(spec.kinds)
@@ -39,7 +38,10 @@ class Webhook:
         self._key = b""
 
     async def open(self) -> TrackerRun:
-        self._key = signing_key(self._secret_name, self._secret)
+        try:
+            self._key = signing_key(self._secret_name, self._secret)
+        except ValueError as error:
+            raise DeliveryFailed(str(error)) from None
         return TrackerRun()
 
     async def write(self, events: Sequence[Event]) -> int:
@@ -78,18 +80,6 @@ class Webhook:
             "webhook-signature": signature(self._key, id_, timestamp, body),
         }
         return headers, body
-
-
-def signing_key(name: str, secret: SecretStr) -> bytes:
-    """Returns the key in a secret. Raises DeliveryFailed if it has another form than whsec_…"""
-    value = secret.get_secret_value()
-    try:
-        key = base64.b64decode(value.removeprefix(_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if not value.startswith(_PREFIX) or len(key) not in _KEY_BYTES:
-        raise DeliveryFailed(f"the secret {name} is no key of a webhook; set it to whsec_ and 24 to 64 bytes in Base64")
-    return key
 
 
 def signature(key: bytes, id_: str, timestamp: str, body: bytes) -> str:

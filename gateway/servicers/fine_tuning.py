@@ -31,6 +31,7 @@ from gateway.metrics import read_series
 from gateway.outbound_addresses import NO_PRIVATE_ADDRESSES, AddressPolicy
 from gateway.paging import page_of
 from gateway.preflights import Preflights, refuse_as_reported
+from gateway.secret_store import SecretStore
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
 from gateway.specs import check_datasets, check_secrets, check_spec, named_secrets
@@ -38,6 +39,7 @@ from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
 from gateway.training_start import FoundStart, find_start
 from gateway.tuned_models import trained_job
 from gateway.waiting import Nodes, why_it_waits
+from gateway.webhook_key import check_webhook_keys
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Decision
@@ -59,10 +61,11 @@ class FineTuning(FineTuningServiceServicer):
         preflights: Preflights,
         nodes: Nodes | None = None,
         addresses: AddressPolicy = NO_PRIVATE_ADDRESSES,
+        secrets: SecretStore | None = None,
     ) -> None:
         """`nodes` tells who could take a job that waits, which tasks evaluators have, and which types of files
-        exporters make; `addresses` are those that its integrations may name."""
-        self._addresses = addresses
+        exporters make; `addresses` are those that its integrations may name, `secrets` those that they use."""
+        self._addresses, self._secrets = addresses, secrets
         self._nodes = nodes
         self._work = methods
         self._database = methods.database
@@ -86,6 +89,10 @@ class FineTuning(FineTuningServiceServicer):
             await check_gguf_types(merged.export, "spec.export", self._nodes)
         if request.validate_only:
             return await self._dry_run(job, request.spec, context)
+
+        if self._secrets is not None:
+            named = {f"spec.integrations[{index}]": each for index, each in enumerate(request.spec.integrations)}
+            await check_webhook_keys(self._secrets, tenant, named)
 
         async def check(decision: Decision) -> None:
             if start is not None and start.job_id is not None:

@@ -7,9 +7,9 @@ from sqlalchemy import func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
 from engine.config.integrations import MAX_INTEGRATIONS
-from engine.config.job import integration_config, unsupported_integration
+from engine.config.job import integration_config
 from engine.config.spec_proto import integration_to_spec, spec_to_dict
 from finetuneflow.v1 import integration_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
@@ -20,9 +20,11 @@ from gateway.access.callers import tenant_of
 from gateway.integrations import check_addresses, delivery_of, integration
 from gateway.outbound_addresses import AddressPolicy
 from gateway.paging import bad_token, page_of
+from gateway.secret_store import SecretStore
 from gateway.specs import check_secrets, check_text, integration_secrets
 from gateway.sql.database import Database
 from gateway.sql.tables import Delivery, DeliveryAttemptRow, Work, now
+from gateway.webhook_key import check_webhook_keys
 from gateway.work.kinds import FINE_TUNING_JOB, no_such
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,14 +35,15 @@ _MAX_REQUEST_ID = 128
 class Integrations(IntegrationServiceServicer):
     """Served by the gateway. The delivery processes read the same rows."""
 
-    def __init__(self, database: Database, addresses: AddressPolicy) -> None:
-        self._database, self._addresses = database, addresses
+    def __init__(self, database: Database, addresses: AddressPolicy, secrets: SecretStore) -> None:
+        self._database, self._addresses, self._secrets = database, addresses, secrets
 
     async def CreateIntegration(
         self, request: api.CreateIntegrationRequest, context: Context
     ) -> api.CreateIntegrationResponse:
         tenant = tenant_of(context)
         spec = self._checked(request)
+        await check_webhook_keys(self._secrets, tenant, {"spec": spec})
         async with self._database.write() as session:
             # Locked, so that the job is not deleted at the same time, and that two calls count one after the other.
             await _job(session, request.job_id, tenant, lock=True)
@@ -110,8 +113,6 @@ class Integrations(IntegrationServiceServicer):
                 "INVALID_REQUEST_ID", f"request_id is longer: {problem}.", [Violation("request_id", problem)]
             )
         config = integration_config(spec_to_dict(request.spec))
-        if missing := unsupported_integration(config, "spec"):
-            raise Unimplemented("NOT_IMPLEMENTED", f"{missing[0].field}: {missing[0].description}", missing)
         spec = integration_to_spec(config)
         check_addresses({"spec": spec}, self._addresses)
         return spec

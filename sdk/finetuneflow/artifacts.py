@@ -28,7 +28,7 @@ class AsyncArtifacts:
         Args:
             job_id: Id of the job.
             kind: Lists only artifacts of this kind: `shards`, `validation_report`, `export_package`,
-                `export_file` or `tensorboard`. Default: all kinds.
+                `export_file`, `tensorboard` or `wandb`. Default: all kinds.
             limit: Maximum number of artifacts. Default: no limit.
 
         Yields:

@@ -28,7 +28,8 @@ class AsyncIntegrations:
         Args:
             job_id: Id of the job.
             spec: A table with one service and its settings, such as `{"webhook": {"url": "https://…", "secret":
-                "NAME"}}`, `{"tensorboard": {}}` or `{"mlflow": {"tracking_uri": "https://…"}}`.
+                "NAME"}}`, `{"tensorboard": {}}`, `{"mlflow": {"tracking_uri": "https://…"}}` or `{"wandb": {"secret":
+                "NAME"}}`.
             request_id: Idempotency key, unique in the job, at most 128 characters: a repeated call returns the same
                 integration. Default: a new one, so that a retry after a lost connection creates no second.
 
@@ -37,8 +38,8 @@ class AsyncIntegrations:
 
         Raises:
             NotFound: The job or a named secret does not exist.
-            InvalidArgument: A setting is not valid, or the operator does not allow the address.
-            Unimplemented: The service is not available yet.
+            InvalidArgument: A setting is not valid, the secret of a webhook is no key of one, or the operator does not
+                allow the address.
             FailedPrecondition: The job has 16 integrations.
             AlreadyExists: The request_id was used for another request.
         """

@@ -378,7 +378,7 @@ OUTPUT = "output_dir"
 """Name of the folder that `ftf train` downloads into."""
 _TRACKERS: Mapping[str, str] = {
     "mlflow": 'a tracker needs its address; set integrations = [{mlflow = {tracking_uri = "https://…"}}] instead',
-    "wandb": "Weights & Biases is not available yet; use tensorboard, or integrations = [{mlflow = …}]",
+    "wandb": 'a tracker needs a key; set integrations = [{wandb = {secret = "NAME"}}] instead',
     "all": "name the trackers; tensorboard needs no address",
 }
 _STORED = (

@@ -52,5 +52,5 @@ def test_the_listed_kinds_are_the_saved_ones(path: str, pattern: str) -> None:
     listed = re.search(pattern, (ROOT / path).read_text("utf-8"))
     assert listed
     # Deliveries store artifacts without an event: the job has ended.
-    delivered = {"tensorboard"} if "artifact" in Path(path).name else set()
+    delivered = {"tensorboard", "wandb"} if "artifact" in Path(path).name else set()
     assert set(re.findall(r"`(\w+)`", listed[1])) == _saved() | delivered

@@ -36,6 +36,9 @@ from finetuneflow.v1 import (
     fine_tuning_service_pb2,
     fine_tuning_service_pb2_grpc,
     hardware_pb2,
+    integration_pb2,
+    integration_service_pb2,
+    integration_service_pb2_grpc,
     model_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
@@ -119,6 +122,7 @@ class FakeGateway(
     evaluation_service_pb2_grpc.EvaluationServiceServicer,
     evaluator_service_pb2_grpc.EvaluatorServiceServicer,
     export_service_pb2_grpc.ExportServiceServicer,
+    integration_service_pb2_grpc.IntegrationServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
     recipe_service_pb2_grpc.RecipeServiceServicer,
     probe_service_pb2_grpc.ProbeServiceServicer,
@@ -153,6 +157,9 @@ class FakeGateway(
     deleted: list[str] = field(default_factory=list)
     # What the job's model has lost, as its evaluation shows.
     shown_regression: str = ""
+    integrations: list[integration_pb2.Integration] = field(default_factory=list)
+    # Number of tries of each integration.
+    delivery_attempts: int = 0
     # Generating: words after which the answer is lost.
     cut_answer_after: int = -1
     # Generating: an answer with this word stays open behind it until the caller leaves.
@@ -213,6 +220,7 @@ class FakeGateway(
             refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
         job = self.job
         job.attempts.extend(self.attempts)
+        job.integrations.extend(self.integrations)
         return fine_tuning_service_pb2.GetFineTuningJobResponse(fine_tuning_job=job)
 
     def ListFineTuningJobs(self, request: Any, context: Any) -> Any:
@@ -511,6 +519,53 @@ class FakeGateway(
             fleet[-1].node_id = node
         return probe_service_pb2.GetHardwareResponse(hardware=fleet)
 
+    # IntegrationService
+
+    def CreateIntegration(self, request: Any, context: Any) -> Any:
+        self._enter("CreateIntegration", request, context)
+        made = integration_pb2.Integration(
+            id=f"int_{len(self.integrations) + 1}",
+            job_id=request.job_id,
+            spec=request.spec,
+            kind=request.spec.WhichOneof("service"),
+            state=integration_pb2.INTEGRATION_STATE_PENDING,
+        )
+        self.integrations.append(made)
+        return integration_service_pb2.CreateIntegrationResponse(integration=made)
+
+    def ListIntegrations(self, request: Any, context: Any) -> Any:
+        self._enter("ListIntegrations", request, context)
+        return integration_service_pb2.ListIntegrationsResponse(integrations=self.integrations)
+
+    def RetryIntegration(self, request: Any, context: Any) -> Any:
+        self._enter("RetryIntegration", request, context)
+        found = self._integration(request.integration_id, context)
+        found.state = integration_pb2.INTEGRATION_STATE_PENDING
+        return integration_service_pb2.RetryIntegrationResponse(integration=found)
+
+    def DeleteIntegration(self, request: Any, context: Any) -> Any:
+        self._enter("DeleteIntegration", request, context)
+        self.integrations.remove(self._integration(request.integration_id, context))
+        return integration_service_pb2.DeleteIntegrationResponse()
+
+    def ListDeliveryAttempts(self, request: Any, context: Any) -> Any:
+        self._enter("ListDeliveryAttempts", request, context)
+        self._integration(request.integration_id, context)
+        tries = [
+            integration_pb2.DeliveryAttempt(
+                number=number, first_sequence=number, last_sequence=number, http_status=200, duration_seconds=0.5
+            )
+            for number in range(self.delivery_attempts, 0, -1)
+        ]
+        tries[0].error, tries[0].http_status, tries[0].last_sequence = "the receiver answered 500", 500, 102
+        return integration_service_pb2.ListDeliveryAttemptsResponse(attempts=tries)
+
+    def _integration(self, integration_id: str, context: Any) -> Any:
+        for each in self.integrations:
+            if each.id == integration_id:
+                return each
+        return refuse(context, grpc.StatusCode.NOT_FOUND, f"no integration {integration_id}", "INTEGRATION_NOT_FOUND")
+
 
 class Running:
     """The gateway on a port of its own, which can be stopped and started again."""
@@ -532,6 +587,7 @@ class Running:
             evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
             evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
             export_service_pb2_grpc.add_ExportServiceServicer_to_server,
+            integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server,
             model_service_pb2_grpc.add_ModelServiceServicer_to_server,
             recipe_service_pb2_grpc.add_RecipeServiceServicer_to_server,
             probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,

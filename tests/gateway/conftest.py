@@ -1,11 +1,16 @@
 """Fixtures: the gateway's parts on a real SQLite and a real PostgreSQL."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.bus.event_bus import Bus
 from gateway.access.callers import ANYBODY, current
@@ -36,14 +41,29 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
     await bus.close()
 
 
+class WatchedDatabase(Database):
+    """A database that tells when this process has committed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.committed = asyncio.Event()
+        """Set after each commit."""
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[tuple[AsyncConnection, AsyncSession]]:
+        async with super().change() as both:
+            yield both
+        self.committed.set()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     """An empty database with the schema of the migrations."""
     if request.param == "sqlite":
-        database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+        database = await WatchedDatabase.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
     else:
         server: PostgresServer = request.getfixturevalue("postgres")
-        database = await Database.open(server.url)
+        database = await WatchedDatabase.open(server.url)
         await empty(database)
     yield database
     await database.close()

@@ -31,7 +31,7 @@ from gateway.sql.tables import Delivery, DeliveryAttemptRow
 from gateway.work import lifecycle
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
-from tests.gateway.conftest import Recorder
+from tests.gateway.conftest import Recorder, WatchedDatabase
 from tests.gateway.jobs import Worker, create, events_of, log_at, running
 from tests.gateway.webhook_receiver import SECRET, Receiver, receiving
 from tests.servers.nats import NatsServer
@@ -90,10 +90,14 @@ async def row_of(database: Database, id_: str) -> Delivery:
 
 
 async def until(database: Database, id_: str, condition: Callable[[Delivery], bool]) -> Delivery:
-    async with asyncio.timeout(30):
-        while not condition(row := await row_of(database, id_)):  # noqa: ASYNC110 - another process may change the row
-            await asyncio.sleep(0.02)
-    return row
+    """Returns the row of a delivery when a process of this test has changed it so."""
+    assert isinstance(database, WatchedDatabase)
+    async with asyncio.timeout(60):
+        while True:
+            database.committed.clear()
+            if condition(row := await row_of(database, id_)):
+                return row
+            await database.committed.wait()
 
 
 async def finish(ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, job_id: str) -> None:
@@ -256,9 +260,8 @@ async def test_a_deleted_integration_ends_its_delivery(
         row = await until(database, id_, lambda row: row.failures > 0)
         async with database.write() as session:
             await session.delete(row)
-        async with asyncio.timeout(30):
-            while deliverer._loops:  # noqa: ASYNC110 - it notices at its next look
-                await asyncio.sleep(0.02)
+        _, running = await asyncio.wait([task for _, task in deliverer._loops.values()], timeout=60)
+        assert not running
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -292,7 +295,7 @@ async def test_a_killed_process_continues_where_it_was(
         if (failpoints / "delivery.sent").exists():
             assert await process.wait() == -signal.SIGKILL
             assert (await row_of(database, id_)).holder != ""
-    await until(database, id_, lambda row: row.state == "INTEGRATION_STATE_DONE")
+    await receiver.until(lambda: len(receiver.ids) == 1 + len(expected))
     process.terminate()
     assert await process.wait() == 0
     assert receiver.sequences == [expected[0], *expected]

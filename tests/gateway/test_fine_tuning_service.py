@@ -193,7 +193,6 @@ async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"integrations": [{"wandb": {}}]}, "spec.integrations[0].wandb"),
         ({"evaluation_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.evaluation_data[0].weight"),
     ],
 )

@@ -34,14 +34,17 @@ from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from tests.gateway.jobs import create
 from tests.gateway.serving import refusal, serving
+from tests.gateway.webhook_receiver import SECRET
 
 HOOK = IntegrationSpec(webhook=WebhookSpec(url="https://example.com/hook", secret="hook"))
 
 
 @pytest.fixture
 async def stub(database: Database, tmp_path: Path) -> AsyncIterator[Any]:
-    await SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr(""))).set("default", "hook", "x")
-    servicer = Integrations(database, AddressPolicy())
+    secrets = SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr("")))
+    await secrets.set("default", "hook", SECRET)
+    await secrets.set("default", "wandb", "a key of another form")
+    servicer = Integrations(database, AddressPolicy(), secrets)
     async with (
         serving(api, "IntegrationService", add_IntegrationServiceServicer_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -109,7 +112,12 @@ async def test_a_failed_integration_is_continued_and_its_tries_are_listed(
         ({"webhook": {"url": "https://a.com", "secret": "hook", "kinds": ["logs"]}}, "INVALID_CONFIG", "kinds[0]"),
         ({"mlflow": {"tracking_uri": "https://a.com", "username": "me"}}, "INVALID_CONFIG", "spec.mlflow"),
         ({}, "INVALID_CONFIG", "spec"),
-        ({"wandb": {}}, "NOT_IMPLEMENTED", "spec.wandb"),
+        ({"webhook": {"url": "https://example.com", "secret": "wandb"}}, "INVALID_CONFIG", "spec.webhook.secret"),
+        ({"wandb": {}}, "INVALID_CONFIG", "spec.wandb"),
+        ({"wandb": {"offline": True, "secret": "wandb"}}, "INVALID_CONFIG", "spec.wandb"),
+        ({"wandb": {"secret": "none"}}, "SECRET_NOT_FOUND", "spec.wandb.secret"),
+        ({"wandb": {"secret": "wandb", "project": "a/b"}}, "INVALID_CONFIG", "spec.wandb.project"),
+        ({"wandb": {"secret": "wandb", "base_url": "http://a.com"}}, "ADDRESS_REFUSED", "spec.wandb.base_url"),
     ],
 )
 async def test_settings_that_cannot_work_are_refused(
@@ -139,7 +147,9 @@ async def test_a_job_shows_the_integrations_that_it_was_created_with(
         dataset = {"id": "ds_1", "tenant": "default", "display_name": "rows", "filename": "rows.jsonl"}
         session.add(UploadedDataset(**dataset, size_bytes=1, sha256="0" * 64, path="x", create_time=now()))
     methods = WorkMethods(FINE_TUNING_JOB, ledger, None, ArtifactStore(tmp_path.as_uri()))  # type: ignore[arg-type]
-    servicer = FineTuning(methods, Catalogue(tmp_path, {"tiny": tmp_path}), None)  # type: ignore[arg-type]
+    secrets = SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr("")))
+    catalogue = Catalogue(tmp_path, {"tiny": tmp_path})
+    servicer = FineTuning(methods, catalogue, None, secrets=secrets)  # type: ignore[arg-type]
     async with (
         serving(job_api, "FineTuningService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -158,5 +168,8 @@ async def test_a_job_shows_the_integrations_that_it_was_created_with(
         request.spec.integrations[1].webhook.url = "https://localhost.test:1/"
         request.spec.integrations[1].webhook.secret = "other"
         assert (await refusal(jobs.CreateFineTuningJob(request))).fields == ("spec.integrations[1].webhook.secret",)
+        request.spec.integrations[1].webhook.secret = "wandb"
+        refused = await refusal(jobs.CreateFineTuningJob(request))
+        assert "whsec_" in refused.message and refused.fields == ("spec.integrations[1].webhook.secret",)
     async with database.read() as session:
         assert not (await session.exec(select(Delivery))).all()

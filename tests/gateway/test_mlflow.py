@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +43,44 @@ class MlflowServer:
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
         self.url = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._log: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Starts it; returns when it answers."""
         arguments = ["server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         arguments += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.sqlite'}"]
         arguments += ["--artifacts-destination", str(self._folder / "artifacts")]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "mlflow.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                guarded([str(SERVERS[-1]), *arguments]), env=environment, cwd=self._folder, stdout=log, stderr=log
-            )
+        self._process = await asyncio.create_subprocess_exec(
+            *guarded([str(SERVERS[-1]), *arguments]),
+            env=environment,
+            cwd=self._folder,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        assert self._process.stdout is not None
+        ready = asyncio.Event()
+        self._log = asyncio.create_task(self._read(self._process.stdout, ready))
+        async with asyncio.timeout(240):
+            await ready.wait()
+        assert not self._log.done(), (self._folder / "mlflow.log").read_text()
 
-    def stop(self) -> None:
-        if self._process is not None:
+    async def stop(self) -> None:
+        if self._process is not None and self._log is not None:
             self._process.terminate()
-            self._process.wait()
+            await self._process.wait()
+            await self._log
+            self._process = None
 
-    async def ready(self) -> None:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(120):
-            while True:
-                try:
-                    async with session.get(f"{self.url}/health") as answer:
-                        if answer.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass
-                await asyncio.sleep(0.2)
+    async def _read(self, output: asyncio.StreamReader, ready: asyncio.Event) -> None:
+        with (self._folder / "mlflow.log").open("ab") as log:
+            while line := await output.readline():
+                log.write(line)
+                log.flush()
+                if b"Application startup complete" in line:
+                    ready.set()
+        ready.set()
 
     async def ask(self, method: str, message: dict[str, Any] | None = None, **params: str) -> dict[str, Any]:
         url = f"{self.url}/api/2.0/mlflow/{method}"
@@ -82,15 +92,15 @@ class MlflowServer:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MlflowServer]:
+async def server(tmp_path: Path) -> AsyncIterator[MlflowServer]:
     if not SERVERS:
         pytest.skip("MLflow's server is not installed: make test-long")
     folder = tmp_path / "mlflow"
     folder.mkdir()
     server = MlflowServer(folder)
-    server.start()
+    await server.start()
     yield server
-    server.stop()
+    await server.stop()
 
 
 async def test_a_run_has_everything_once_although_the_server_was_away(
@@ -116,7 +126,6 @@ async def test_a_run_has_everything_once_although_the_server_was_away(
     row = delivery_of("default", job_id, IntegrationSpec(mlflow=mlflow))
     async with database.write() as session:
         session.add(row)
-    await server.ready()
     async with running(deliverer().run()):
         worker = Worker(acceptance)
         await worker.claim(recorder.offered[-1])
@@ -126,7 +135,7 @@ async def test_a_run_has_everything_once_although_the_server_was_away(
         await trainer.claim(recorder.offered[-1])
         await trainer.report(*(log_at(step, loss=4.0 - step) for step in (1, 2)))
         await until(database, row.id, lambda row: row.sequence >= trainer.ordinal and not row.error)
-    server.stop()
+    await server.stop()
     broken = log_at(3, loss=1.0)
     broken.grad_norm = math.nan
     async with running(deliverer().run()):
@@ -134,8 +143,7 @@ async def test_a_run_has_everything_once_although_the_server_was_away(
         spec.hyperparameters.per_device_train_batch_size = 2
         await trainer.report(ConfigResolved(resolved_spec=spec))
         await until(database, row.id, lambda row: row.state == "INTEGRATION_STATE_RETRYING")
-        server.start()
-        await server.ready()
+        await server.start()
         await trainer.complete()
         while recorder.offered[-1].stage != "STAGE_EXPORT":
             evaluator = Worker(acceptance, "c" * 32)

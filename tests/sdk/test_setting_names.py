@@ -158,7 +158,7 @@ def test_names_of_the_spec_need_no_translation() -> None:
         ({"load_best_model_at_end": False}, "load_best_model_at_end", "remove it"),
         ({"metric_for_best_model": "accuracy"}, "metric_for_best_model", "eval_loss"),
         ({"eval_strategy": "epoch"}, "eval_strategy", "eval_steps"),
-        ({"report_to": "wandb"}, "report_to", "not available yet"),
+        ({"report_to": "wandb"}, "report_to", "wandb = {secret"),
         ({"task_type": "SEQ_CLS"}, "task_type", "CAUSAL_LM"),
         ({"trust_remote_code": True}, "trust_remote_code", "never run"),
         ({"hf_token": "hf_abc"}, "hf_token", "secrets.hub_token"),

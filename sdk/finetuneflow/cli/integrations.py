@@ -10,10 +10,11 @@ import typer
 from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_rows, session, shortened
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.resources.integration import DeliveryAttempt, Integration
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
 
 app = typer.Typer(no_args_is_help=True, help="Webhooks and trackers that follow jobs.")
 
-HEADERS = ("ID", "KIND", "STATE", "DELIVERED", "RUN", "LAST ERROR")
+HEADERS = ("ID", "KIND", "STATE", "LAST EVENT", "RUN", "URL", "LAST ERROR")
 
 _JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)]
 _Id = Annotated[str, typer.Argument(metavar="INTEGRATION", help="Id of the integration.", callback=not_empty)]
@@ -26,9 +27,13 @@ def add(
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Send a signed request for each event.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files of TensorBoard.")] = False,
     mlflow: Annotated[str | None, typer.Option(metavar="URL", help="Write a run on this MLflow server.")] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Write a run at Weights & Biases.")] = False,
     secret: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Secret with the key of the webhook, or the token or password for MLflow."),
+        typer.Option(
+            metavar="NAME",
+            help="Secret with the key of the webhook or of Weights & Biases, or the token or password for MLflow.",
+        ),
     ] = None,
     kind: Annotated[
         list[str] | None,
@@ -37,27 +42,52 @@ def add(
     experiment: Annotated[str | None, typer.Option(help="Experiment of MLflow.", show_default="finetuneflow")] = None,
     run_name: Annotated[str | None, typer.Option(help="Name of the run.", show_default="the job's name")] = None,
     username: Annotated[str | None, typer.Option(help="User of MLflow, whose password is the secret.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of Weights & Biases.", show_default="finetuneflow")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="User or team of Weights & Biases.", show_default="that of the key")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="API of Weights & Biases.", show_default="https://api.wandb.ai"),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Store a file for `wandb sync` with the job instead of sending.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Add a webhook or a tracker to a job, which may have ended: it gets the whole history."""
+    chosen: dict[str, dict[str, Any]] = {}
+    if webhook is not None:
+        chosen["webhook"] = {"url": webhook}
+    if tensorboard:
+        chosen["tensorboard"] = {}
+    if mlflow is not None:
+        chosen["mlflow"] = {"tracking_uri": mlflow}
+    if wandb:
+        chosen["wandb"] = {}
+    if len(chosen) != 1:
+        raise _invalid(Violation("--webhook, --tensorboard, --mlflow, --wandb", "set one of them"))
+    ((service, settings),) = chosen.items()
     options = {
-        "webhook": webhook and {"url": webhook, "secret": secret, "kinds": kind},
-        "tensorboard": {} if tensorboard else None,
-        "mlflow": mlflow
-        and {
-            "tracking_uri": mlflow,
-            "experiment": experiment,
-            "run_name": run_name,
-            "username": username,
-            "secret": secret,
-        },
+        "secret": secret,
+        "kinds": kind or None,
+        "experiment": experiment,
+        "run_name": run_name,
+        "username": username,
+        "project": project,
+        "entity": entity,
+        "base_url": base_url,
+        "offline": offline or None,
     }
-    spec: dict[str, Any] = {name: values for name, values in options.items() if values is not None}
-    if len(spec) != 1:
-        wrong = Violation("--webhook, --tensorboard, --mlflow", "set one of them")
-        raise InvalidArgument("The integration is invalid.", violations=[wrong])
+    given = {name: value for name, value in options.items() if value is not None}
+    known: Any = IntegrationSpec.DESCRIPTOR.fields_by_name[service].message_type
+    foreign = [name for name in given if name not in known.fields_by_name]
+    if foreign:
+        raise _invalid(*(Violation(_option(name), f"is no setting of --{service}; remove it") for name in foreign))
     here = session(ctx)
-    integration = here.client.integrations.create(job_id, spec)
+    integration = here.client.integrations.create(job_id, {service: settings | given})
     if json:
         print_json(integration.proto)
     else:
@@ -98,7 +128,7 @@ def delete(ctx: typer.Context, integration_id: _Id, json: Json = False) -> None:
 def log(
     ctx: typer.Context,
     integration_id: _Id,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number to list, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number to list, newest first.")] = 100,
     json: Json = False,
 ) -> None:
     """List the latest tries to deliver, with their answers."""
@@ -110,6 +140,14 @@ def log(
         print_rows(here.console, ["TRY", "TIME", "EVENTS", "STATUS", "SECONDS", "ERROR"], map(_try_row, tries))
 
 
+def _invalid(*violations: Violation) -> InvalidArgument:
+    return InvalidArgument("The integration is invalid.", violations=violations)
+
+
+def _option(setting: str) -> str:
+    return "--kind" if setting == "kinds" else f"--{setting.replace('_', '-')}"
+
+
 def row(integration: Integration) -> list[str]:
     """The cells of an integration under HEADERS."""
     return [
@@ -117,7 +155,8 @@ def row(integration: Integration) -> list[str]:
         integration.kind,
         integration.state,
         str(integration.delivered_sequence),
-        integration.run_url or integration.run_name,
+        integration.run_name,
+        integration.run_url,
         shortened(integration.last_error),
     ]
 

@@ -19,7 +19,7 @@ class Artifact(Resource):
     name: str
     """Name within the job, such as `export/report.md`."""
     kind: str
-    """One of `shards`, `validation_report`, `export_package`, `export_file`, `tensorboard`."""
+    """One of `shards`, `validation_report`, `export_package`, `export_file`, `tensorboard`, `wandb`."""
     sha256: str
     """SHA-256 of the file, or of the folder's manifest, in hexadecimal."""
     size_bytes: int

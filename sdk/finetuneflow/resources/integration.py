@@ -35,7 +35,7 @@ class Integration(Resource):
     spec: dict[str, Any]
     """The settings, as `client.integrations.create` takes them."""
     kind: str
-    """Kind of the service: webhook, tensorboard or mlflow."""
+    """Kind of the service: webhook, tensorboard, mlflow or wandb."""
     state: IntegrationState
     """Current state."""
     run_name: str

@@ -390,14 +390,20 @@ class MlflowSpec(_message.Message):
     def __init__(self, tracking_uri: _Optional[str] = ..., experiment: _Optional[str] = ..., run_name: _Optional[str] = ..., username: _Optional[str] = ..., secret: _Optional[str] = ...) -> None: ...
 
 class WandbSpec(_message.Message):
-    __slots__ = ("project", "run_name", "secret")
+    __slots__ = ("project", "run_name", "secret", "entity", "base_url", "offline")
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     RUN_NAME_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
+    ENTITY_FIELD_NUMBER: _ClassVar[int]
+    BASE_URL_FIELD_NUMBER: _ClassVar[int]
+    OFFLINE_FIELD_NUMBER: _ClassVar[int]
     project: str
     run_name: str
     secret: str
-    def __init__(self, project: _Optional[str] = ..., run_name: _Optional[str] = ..., secret: _Optional[str] = ...) -> None: ...
+    entity: str
+    base_url: str
+    offline: bool
+    def __init__(self, project: _Optional[str] = ..., run_name: _Optional[str] = ..., secret: _Optional[str] = ..., entity: _Optional[str] = ..., base_url: _Optional[str] = ..., offline: bool = ...) -> None: ...
 
 class ResourceSpec(_message.Message):
     __slots__ = ("pool", "gpus")

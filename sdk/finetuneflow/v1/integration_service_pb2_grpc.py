@@ -70,10 +70,9 @@ class IntegrationServiceServicer(object):
 
     def CreateIntegration(self, request, context):
         """Adds an integration to a job, which may have ended: it gets the whole history. Idempotent with a request_id. Fails with
-        NOT_FOUND if the job or a named secret does not exist, INVALID_ARGUMENT for a setting that is not valid or an address
-        that the operator does not allow (ADDRESS_REFUSED), UNIMPLEMENTED for a service that is not available yet,
-        FAILED_PRECONDITION if the job has 16 integrations (TOO_MANY_INTEGRATIONS), and ALREADY_EXISTS if the request_id was
-        used for another request.
+        NOT_FOUND if the job or a named secret does not exist, INVALID_ARGUMENT for a setting that is not valid, a webhook's
+        secret that is no key, or an address that the operator does not allow (ADDRESS_REFUSED), FAILED_PRECONDITION if the job
+        has 16 integrations (TOO_MANY_INTEGRATIONS), and ALREADY_EXISTS if the request_id was used for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

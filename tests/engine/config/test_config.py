@@ -111,6 +111,8 @@ def _leaves(annotation: Any) -> list[Any]:
         ({"evaluation": {"prompts": ["a", ""]}}, "evaluation.prompts[1]", "at least 1 character"),
         ({"resources": {"pool": "GPU"}}, "resources.pool", "[a-z][a-z0-9-]{0,30}"),
         ({"integrations": [{"mlflw": {}}]}, "integrations[0].mlflw", "Did you mean mlflow?"),
+        ({"integrations": [{"wandb": {"project": "bot"}}]}, "integrations[0].wandb", "offline = true"),
+        ({"integrations": [{"wandb": {"offline": True, "project": "a/b"}}]}, "integrations[0].wandb.project", "/"),
         ({"integrations": [{}]}, "integrations[0]", "one of webhook, tensorboard, mlflow"),
     ],
 )  # fmt: skip
@@ -220,11 +222,10 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "base_model": "tiny",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
-        "integrations": [{"wandb": {}}],
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "evaluation_data[0].weight", "integrations[0].wandb", "resources.gpus",
+        "evaluation_data[0].weight", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
 

@@ -135,7 +135,7 @@ def listed(path: str, *names: str) -> list[Rule]:
     return [Rule((name,), convert, renames=path) for name in names]
 
 
-TRACKERS = "trackers are not available yet; metrics are in `ftf metrics` and the package"
+TRACKERS = "name trackers in `integrations`: wandb with a secret, mlflow with an address, or tensorboard"
 PUSH = "a push needs a secret of yours, so name it yourself: export.hub.repo_id and secrets.hub_write_token"
 SEVERAL_DEVICES = "training on several devices is not available yet"
 OWN_LOADING = "loading of data is managed by the server and does not change the trained model"
