@@ -104,7 +104,7 @@ def measure(folder: Path, pairs: int, steps: int) -> list[Row]:
         while status["state"] != "up":
             status = up.hear()
         (deliveries,) = (child for child in up.process.children(True) if "gateway.deliveries" in child.cmdline())
-        integrations = [
+        integrations: list[Mapping[str, Any]] = [
             {"webhook": {"url": f"{url}/hook", "secret": "hook", "kinds": ["log", "eval", "state_changed"]}},
             {"tensorboard": {}},
             {"mlflow": {"tracking_uri": url}},
@@ -157,7 +157,7 @@ def _train(client: Client, steps: int, integrations: Sequence[Mapping[str, Any]]
 
 def _processor_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def _row(followed: Sequence[Run], without: Sequence[Run], steps: int) -> Row:
