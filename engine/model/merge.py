@@ -1,13 +1,15 @@
-"""Merges an adapter into its base model tensor by tensor, so that a model of any size fits into memory."""
+"""Merges an adapter into its base model block by block, so that a model of any size fits into memory."""
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,12 @@ _DTYPES: Final = {
     "BOOL": torch.bool,
 }
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+_BLOCK_BYTES: Final = 1 << 20
+"""Least size in float32 of the rows that are merged at once. So many stay in a core's cache until they are written."""
+_BLOCK_ROWS: Final = 64
+"""Least number of rows that are merged at once. Products of a few rows round otherwise than those of a whole matrix."""
+_MAX_THREADS: Final = 4
+"""With more of them, memory is no faster, and more tensors would be in it."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,13 @@ def merge(
     trained biases, modules_to_save, trainable tokens) or None to change only the number format, `target` an existing
     folder. The weights have the files of the base model; `dtype` is the number format of all floating-point weights, by
     default the one that each has there. With `quantised` the adapter is merged into what quantisation made of the
-    weights, as the adapter was trained on them. In memory are the adapter and a few copies of one tensor. `on_bytes` is
-    called after each tensor with the bytes written so far and in all.
+    weights, as the adapter was trained on them. In memory are the adapter, what was read of one file,
+    and at most a few copies of four tensors. `on_bytes` is called after each tensor with the bytes written so far and
+    in all.
 
     Raises JobError: MERGE_UNSUPPORTED if the adapter changes anything else than tensors of the base.
     """
-    with _merging(base, adapter, quantised) as merging:
+    with _merging(base, adapter, quantised) as merging, _threads() as threads:
         files = list(merging.tensors)
         headers = {file: _headers(tensors, merging.made[file], dtype) for file, tensors in merging.tensors.items()}
         total = sum(_num_bytes(*header) for of_file in headers.values() for header in of_file.values())
@@ -74,8 +83,8 @@ def merge(
         for file in files:
             # Opened anew, so that what was read of one file does not stay in memory while the others are merged.
             with safe_open(base / file, "pt") as tensors:
-                written = _written(merging.changes, tensors, merging.made[file], dtype)
-                for num_bytes in _write(target / file, headers[file], written):
+                blocks = partial(_blocks, merging.changes, tensors, merging.made[file], dtype)
+                for num_bytes in _write(target / file, headers[file], blocks, threads):
                     done += num_bytes
                     on_bytes(done, total)
         if len(files) > 1:
@@ -96,14 +105,13 @@ def differences(
     """Yields for each tensor that `merge` makes its largest difference to that of the folder `merged`, relative to the
     largest value of the tensor; infinity for one that is missing, has another shape, or has values that are not finite.
     """
-    with _merging(base, adapter, quantised) as merging, ExitStack() as stack:
-        for file, tensors in merging.tensors.items():
+    with _merging(base, adapter, quantised) as merging, _threads() as threads, ExitStack() as stack:
+        for file, made in merging.made.items():
             path = merged / file
             found = stack.enter_context(safe_open(path, "pt")) if path.is_file() else None
-            names = set(found.keys()) if found else set()
-            made = merging.made[file]
-            for name, tensor in zip(made, _written(merging.changes, tensors, made, dtype), strict=True):
-                yield name, _difference(tensor, found.get_tensor(name) if found and name in names else None)
+            blocks = partial(_blocks, merging.changes, merging.tensors[file], made, dtype)
+            # As in `merge`: with another number of threads a product may round otherwise.
+            yield from zip(made, threads.map(partial(_difference, blocks, found), made), strict=True)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -148,8 +156,14 @@ def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> I
         yield _Merging(changes, opened, made, untied=head is not None)
 
 
-def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:
-    if found is None or found.shape != expected.shape:
+def _difference(blocks: Callable[[str], Iterator[torch.Tensor]], tensors: Any, name: str) -> float:
+    """Returns the largest difference between the tensor of that name in `tensors`, an opened file or None, and
+    `blocks`."""
+    if tensors is None or name not in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+        return math.inf
+    made = [block.clone() for block in blocks(name)]
+    expected, found = torch.cat(made) if made[1:] else made[0], tensors.get_tensor(name)
+    if found.shape != expected.shape:
         return math.inf
     if not expected.numel() or torch.equal(expected, found):
         return 0.0
@@ -158,15 +172,23 @@ def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:
     return largest if math.isfinite(largest) else math.inf
 
 
-def _written(
-    changes: "_Changes",
-    tensors: Any,
-    made: Mapping[str, str],
-    dtype: torch.dtype | None,
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Yields threads that each compute on one core."""
+    count = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(count, _MAX_THREADS), initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        # The number that one thread sets is that of all threads that start later.
+        torch.set_num_threads(count)
+
+
+def _blocks(
+    changes: "_Changes", tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None, name: str
 ) -> Iterator[torch.Tensor]:
-    for name, source in made.items():
-        weight = tensors.get_tensor(source)
-        yield changes.applied(name, weight, dtype if dtype and weight.is_floating_point() else weight.dtype)
+    weight = tensors.get_tensor(made[name])
+    return changes.applied(name, weight, dtype if dtype and weight.is_floating_point() else weight.dtype)
 
 
 def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -> dict[str, tuple[str, list[int]]]:
@@ -180,9 +202,14 @@ def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -
     return headers
 
 
-def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: Iterator[torch.Tensor]) -> Iterator[int]:
-    """Writes a safetensors file while its tensors are made; the library's own functions need all of them at once.
-    Yields the size of each tensor once it is written.
+def _write(
+    file: Path,
+    headers: Mapping[str, tuple[str, list[int]]],
+    blocks: Callable[[str], Iterator[torch.Tensor]],
+    threads: ThreadPoolExecutor,
+) -> Iterator[int]:
+    """Writes a safetensors file while its tensors are made, each by one thread; the library's own functions need all of
+    them at once. `blocks` makes a tensor's parts. Yields the size of each tensor once it is written.
 
     The format: 8 bytes with the length of the header, little-endian; a JSON object with format, shape and place of
     each tensor; their bytes. https://github.com/huggingface/safetensors#format
@@ -195,18 +222,28 @@ def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: It
     header = json.dumps(places, separators=(",", ":")).encode()
     # Readers map the file into memory and expect numbers at multiples of their size.
     header += b" " * (-len(header) % 8)
-    with file.open("wb") as sink, ThreadPoolExecutor(1) as writer:
-        sink.write(len(header).to_bytes(8, "little"))
-        sink.write(header)
-        writing: Future[int] | None = None
-        for tensor in tensors:
-            content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            # A tensor is written while the next one is made.
-            if writing:
-                yield writing.result()
-            writing = writer.submit(sink.write, content)
-        if writing:
-            yield writing.result()
+    header = len(header).to_bytes(8, "little") + header
+
+    with file.open("wb", buffering=0) as sink:
+
+        def write(name: str) -> int:
+            position = len(header) + places[name]["data_offsets"][0]
+            for block in blocks(name):
+                content = block.contiguous().reshape(-1).view(torch.uint8).numpy().data
+                position = _write_at(sink.fileno(), content, position)
+            return _num_bytes(*headers[name])
+
+        _write_at(sink.fileno(), memoryview(header), 0)
+        yield from threads.map(write, headers)
+
+
+def _write_at(file: int, content: memoryview, position: int) -> int:
+    """Writes to a place of a file, and returns the place after it."""
+    while content:
+        # The system writes at most 2 GiB at once.
+        written = os.pwrite(file, content, position)
+        content, position = content[written:], position + written
+    return position
 
 
 def _num_bytes(format_: str, shape: list[int]) -> int:
@@ -282,8 +319,9 @@ class _Changes:
         same = own.keys() == head.keys() and all(torch.equal(own[part], head[part]) for part in head)
         return None if same else embedding
 
-    def applied(self, name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the base's tensor `name` as the adapter changes it, in `dtype`.
+    def applied(self, name: str, weight: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Yields the base's tensor `name` as the adapter changes it, in `dtype`, in blocks of rows. A block may be
+        overwritten by the next one.
 
         The operations and their order are those of peft's merge_and_unload, so that the results are equal bit by bit.
         """
@@ -291,21 +329,39 @@ class _Changes:
             weight = _rounded(weight, self._quantised)
         parts = self._layers.get(name)
         if parts is None:
-            return weight.to(dtype)
-        if "whole" in parts:
-            return parts["whole"].to(dtype)
-        if "rows" in parts:
-            return weight.index_copy(0, torch.tensor(self._tokens), parts["rows"].to(weight.dtype)).to(dtype)
-        weight = weight.T if self._transposed else weight
-        delta = (parts["B"].float() @ parts["A"].float()).mul_(self._scale)
-        if not self._dora:
-            # In place: new memory costs more than the arithmetic. The sum is the same in either order.
-            merged = delta.add_(weight)
+            yield weight.to(dtype)
+        elif "whole" in parts:
+            if parts["whole"].shape != weight.shape:
+                raise _unsupported(f"it changes the shape of {name}")
+            yield parts["whole"].to(dtype)
+        elif "rows" in parts:
+            yield weight.index_copy(0, torch.tensor(self._tokens), parts["rows"].to(weight.dtype)).to(dtype)
+        elif self._dora or self._transposed:
+            yield self._merged(weight, parts).to(dtype)
         else:
+            yield from self._merged_blocks(weight, parts, dtype)
+
+    def _merged(self, weight: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        weight = weight.T if self._transposed else weight
+        merged = weight + (parts["B"].float() @ parts["A"].float()).mul_(self._scale)
+        if self._dora:
             # The norm depends on the order in memory, which is that of the weight.
-            merged = weight + delta
             merged = (parts["magnitude"] / torch.linalg.norm(merged, dim=1)).view(-1, 1) * merged
-        return (merged.T if self._transposed else merged).to(dtype)
+        return merged.T if self._transposed else merged
+
+    def _merged_blocks(
+        self, weight: torch.Tensor, parts: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> Iterator[torch.Tensor]:
+        a, b = parts["A"].float(), parts["B"].float()
+        height, width = weight.shape
+        blocks = max(1, height // max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * width)))
+        # All blocks use the same memory: new memory costs more than the arithmetic.
+        memory = torch.empty(-(-height // blocks), width)
+        converted = torch.empty(memory.shape, dtype=dtype)
+        for rows, own in zip(weight.tensor_split(blocks), b.tensor_split(blocks), strict=True):
+            # The sum is the same in either order.
+            merged = torch.mm(own, a, out=memory[: len(rows)]).mul_(self._scale).add_(rows)
+            yield merged if dtype == torch.float32 else converted[: len(rows)].copy_(merged)
 
 
 def _changed(key: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from engine.config.job import Lora, Quantization
 from engine.errors import JobError
@@ -136,6 +138,50 @@ def test_merged_model_is_that_of_peft(bases: Any, tmp_path: Path, family: str, l
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert torch.equal(logits(ours), logits(theirs))
     assert not torch.equal(logits(ours), logits(load.load_base(base, dtype=torch.float32, on="cpu")))
+
+
+# Rows and columns: less than one block, exactly one, some with a remainder, few rows that are long, few columns.
+SHAPES = [(48, 64), (512, 512), (1041, 1000), (300, 2048), (127, 6000), (64, 8192), (4099, 100), (9000, 48)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "dtype"),
+    [
+        ("lora", 1, torch.float32),
+        ("lora", 16, torch.float32),
+        ("lora", 64, torch.bfloat16),
+        ("lora", 16, torch.float16),
+        ("lora", 400, torch.float32),
+        ("rslora", 6, torch.float32),
+        ("dora", 16, torch.float32),
+        ("transposed", 16, torch.bfloat16),
+        ("transposed dora", 64, torch.float32),
+    ],
+    ids=str,
+)
+def test_weights_of_any_size_are_those_of_peft(tmp_path: Path, kind: str, rank: int, dtype: torch.dtype) -> None:
+    """Large weights are merged in blocks of rows, and a product may round otherwise than that of the whole matrix."""
+    torch.manual_seed(2)
+    layers = [Conv1D(height, width) if "transposed" in kind else torch.nn.Linear(width, height, bias=False)
+              for height, width in SHAPES]  # fmt: skip
+    model = torch.nn.ModuleDict({f"layer{number}": layer for number, layer in enumerate(layers)}).to(dtype)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    save_file(model.state_dict(), tmp_path / "base" / "model.safetensors")
+    config = LoraConfig(
+        r=rank, lora_alpha=24, target_modules=list(model), use_rslora=kind == "rslora", use_dora="dora" in kind,
+        fan_in_fan_out="transposed" in kind,
+    )  # fmt: skip
+    adapted: Any = get_peft_model(model, config)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    (tmp_path / "merged").mkdir()
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    found, expected = load_file(tmp_path / "merged" / "model.safetensors"), adapted.merge_and_unload().state_dict()
+    assert [name for name, weight in expected.items() if not torch.equal(weight, found[name])] == []
+    assert {value for _, value in differences(tmp_path / "merged", tmp_path / "base", tmp_path / "adapter")} == {0.0}
 
 
 def test_adapter_of_a_tied_head_leaves_the_embedding(bases: Any, tmp_path: Path) -> None:
