@@ -6,10 +6,11 @@ from pathlib import Path
 
 from engine.catalogue import LocalModel
 from engine.config.advice import option
+from engine.config.conflicts import NOT_IN_GGUF, beyond_plain_lora
 from engine.config.start import saved_rank
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
-from engine.gguf_support import gguf_refusal
+from engine.gguf_support import AS_GGUF, gguf_adapter_refusal, gguf_refusal
 from engine.model_folder import unmergeable_tensor
 from engine.plan.resolved import Resolved
 from engine.serving import OF_PYTHON, Contents, adapter_settings, servable_by
@@ -19,12 +20,15 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
     """Adds the refusals MERGE_UNSUPPORTED and GGUF_UNSUPPORTED, and the warning EXPORT_NOT_SERVABLE."""
     config = resolved.config
     formats = config.export.formats
-    if {"merged", "gguf"} & {*formats}:
+    if {"merged", "gguf", "gguf_adapter"} & {*formats}:
         _check_merge(resolved, model.path)
-    if "gguf" in formats and (found := gguf_refusal(model.path)):
-        message = f"The model cannot be exported as gguf: {found[0]}."
-        refusal = JobError("GGUF_UNSUPPORTED", message, found[1], [Violation("spec.export.formats", message)])
-        resolved.refusals.append(refusal)
+    if "gguf" in formats:
+        _refuse_gguf(resolved, "gguf", gguf_refusal(model.path))
+    if "gguf_adapter" in formats:
+        # The settings may be those of the adapter that the training starts from.
+        beyond = beyond_plain_lora(config.lora.model_dump())
+        found = (NOT_IN_GGUF[beyond[0]], AS_GGUF) if beyond else gguf_adapter_refusal(model.path)
+        _refuse_gguf(resolved, "gguf_adapter", found)
     adapter = None
     if config.method != "full":
         # The rank of an adapter below a new one is known to the trainer only.
@@ -40,6 +44,13 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
         wanted = shlex.quote(json.dumps([*formats, "merged"]))
         advice = f"Add merged to export.formats ({option('export.formats', wanted)})."
         resolved.warn("EXPORT_NOT_SERVABLE", message, advice, "export.formats")
+
+
+def _refuse_gguf(resolved: Resolved, format_: str, found: tuple[str, str] | None) -> None:
+    if found is not None:
+        message = f"The model cannot be exported as {format_}: {found[0]}."
+        refusal = JobError("GGUF_UNSUPPORTED", message, found[1], [Violation("spec.export.formats", message)])
+        resolved.refusals.append(refusal)
 
 
 def _check_merge(resolved: Resolved, folder: Path) -> None:

