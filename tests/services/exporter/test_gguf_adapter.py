@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engine.errors import JobError
+from engine.model.materialise import materialise, packaged_gguf
 from finetuneflow.v1.event_pb2 import ArtifactSaved
 from finetuneflow.v1.stage_result_pb2 import ExportResult
 from services.exporter.worker import gguf_adapter
@@ -147,8 +148,12 @@ def test_rslora_adapter_has_the_scale_of_its_training(given: ExportInput, base: 
     ("name", "problem"),
     [
         ("blk.1.ffn_down.weight.lora_a", r"blk\.1\.ffn_down\.weight\.lora_a differs from the checkpoint's "),
-        ("blk.0.attn_q.weight.lora_b", r"blk\.0\.attn_q\.weight\.lora_b differs from the checkpoint's "),
-        ("adapter.lora.alpha", r"its alpha 1 scales it by 0\.25 instead of 2"),
+        pytest.param(
+            "blk.0.attn_q.weight.lora_b",
+            r"blk\.0\.attn_q\.weight\.lora_b differs from the checkpoint's ",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("adapter.lora.alpha", r"its alpha 1 scales it by 0\.25 instead of 2", marks=pytest.mark.long),
     ],
 )
 def test_file_that_is_another_adapter_is_not_published(
@@ -166,6 +171,7 @@ def test_file_that_is_another_adapter_is_not_published(
     assert list(given.out_dir.iterdir()) == []
 
 
+@pytest.mark.long
 def test_rows_in_another_order_are_not_published(
     given: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +232,23 @@ def test_file_that_does_not_fit_into_memory_is_compared_by_tensors(
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     (form,) = export(given, tmp_path).forms
     assert form.not_run == "the model does not fit into free memory" and not form.HasField("comparison")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_adapter_of_the_built_in_model_is_the_same_in_f16_and_close_in_q8_0(
+    export_input: ExportInput, tmp_path: Path
+) -> None:
+    """Real weights, a head that is tied, and matrices of rank 32, which are Q8_0 on both sides."""
+    base = tmp_path / "smollm2"
+    materialise(packaged_gguf(), base)
+    adapter = random_adapter(base, tmp_path / "adapter", r=32)
+    model = export_input.model.model_copy(update={"path": base})
+    given = export_input.model_copy(update={"model": model, "adapter_dir": adapter})
+    f16, q8_0 = export(given, tmp_path, export={"formats": ["gguf_adapter"], "gguf_types": ["f16", "q8_0"]}).forms
+    assert f16.comparison.mean_kl < f16.comparison.max_mean_kl
+    assert q8_0.comparison.mean_kl < q8_0.comparison.max_mean_kl
+    assert dict(q8_0.gguf.tensor_types) == {"Q8_0": 420}
 
 
 @pytest.mark.long
