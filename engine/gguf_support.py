@@ -13,7 +13,10 @@ _LAYERS_OF_27B: Final = {"gemma2": 46, "gemma3": 62}
 """Layers of the models in which llama.cpp scales the attention otherwise than by the size of a head."""
 _SENTENCEPIECE_ONLY: Final = frozenset({"baichuan", "gemma", "gemma2", "minicpm", "nemotron", "orion", "phi3"})
 """Types of models whose tokenizer the converter reads from tokenizer.model only."""
+_TRANSPOSED: Final = frozenset({"gpt2", "openai-gpt"})
+"""Types of models that keep the weights of layers transposed: the converter mixes up the two matrices of an adapter."""
 AS_MERGED: Final = "Export it as merged, which transformers and vLLM load."
+AS_GGUF: Final = "Export it as gguf, whose weights contain the adapter."
 
 
 def gguf_refusal(folder: Path) -> tuple[str, str] | None:
@@ -32,3 +35,12 @@ def gguf_refusal(folder: Path) -> tuple[str, str] | None:
         advice = "Ask the operator to add the publisher's tokenizer.model to that folder, or export it as merged."
         return "its conversion needs tokenizer.model, which the base model's folder lacks", advice
     return None
+
+
+def gguf_adapter_refusal(folder: Path) -> tuple[str, str] | None:
+    """Returns why an adapter of a base model cannot become a GGUF file that llama.cpp loads beside the base model's,
+    and what to do; None if nothing in the base model's folder shows that."""
+    kind = str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type"))
+    if kind in _TRANSPOSED:
+        return f"llama.cpp's converter makes wrong adapters for models of type {kind}", AS_GGUF
+    return gguf_refusal(folder)

@@ -20,6 +20,12 @@ GGUF_FOLDER: Final = "gguf"
 """Folder of the GGUF files in a package."""
 UNNAMED_GGUF: Final = "gguf/NAME.gguf"
 """Path of a GGUF file before there is one."""
+GGUF_ADAPTER_FOLDER: Final = "gguf_adapter"
+"""Folder of the GGUF files with the adapter alone in a package."""
+UNNAMED_GGUF_ADAPTER: Final = "gguf_adapter/NAME-lora.gguf"
+"""Path of such a file before there is one."""
+BASE_GGUF: Final = "BASE.gguf"
+"""Stands for the GGUF file of the base model, which no package has."""
 MODELFILE: Final = "Modelfile"
 """Name of the file for Ollama in it."""
 MODEL_NAME: Final = "tuned"
@@ -57,6 +63,8 @@ class Contents:
     """True if rows were conversations."""
     gguf_file: str = UNNAMED_GGUF
     """Path of the first GGUF file in the package."""
+    gguf_adapter_file: str = UNNAMED_GGUF_ADAPTER
+    """Path of the first GGUF file with the adapter alone."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +179,26 @@ def _ollama(contents: Contents) -> tuple[str, str]:
     return "", f"ollama create {MODEL_NAME} -f {GGUF_FOLDER}/{MODELFILE} && ollama run {MODEL_NAME}"
 
 
+def _llama_cpp_adapter(contents: Contents) -> tuple[str, str]:
+    if contents.adapter is None:
+        return "method full trained every weight, so the package has no adapter", ""
+    return "", f"llama-server -m {BASE_GGUF} --lora {shlex.quote(contents.gguf_adapter_file)}"
+
+
+def _ollama_adapter(contents: Contents) -> tuple[str, str]:
+    if not contents.has_chat_template:
+        return "the package has no Modelfile, because no rows were conversations", ""
+    create = f"ollama create {MODEL_NAME} -f {GGUF_ADAPTER_FOLDER}/{MODELFILE} && ollama run {MODEL_NAME}"
+    return "", f"cp {BASE_GGUF} {GGUF_ADAPTER_FOLDER}/ && {create}"
+
+
 # A form that another reader needs is a rule here.
 _RULES: Final[Mapping[str, Mapping[ExportFormat, Rule]]] = {
     "peft": {"adapter": _peft},
     "transformers": {"adapter": _transformers_adapter, "merged": _transformers_merged},
     "vllm": {"adapter": _vllm_adapter, "merged": _vllm_merged},
-    "llama.cpp": {"gguf": _llama_cpp},
-    "ollama": {"gguf": _ollama},
+    "llama.cpp": {"gguf": _llama_cpp, "gguf_adapter": _llama_cpp_adapter},
+    "ollama": {"gguf": _ollama, "gguf_adapter": _ollama_adapter},
 }
 _WITHOUT_FORM: Final = {
     "peft": "the package has no adapter",

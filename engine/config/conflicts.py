@@ -4,9 +4,20 @@ They apply to the spec before its recipe is merged in: `recipes.merge` resolves 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from engine.errors import Violation
+
+CONVERTED_TYPES: Final = ("f32", "f16", "bf16", "q8_0")
+"""Types of GGUF files that llama.cpp's converters make; its library makes the others."""
+NOT_IN_GGUF: Final = {
+    "use_dora": "llama.cpp has no DoRA",
+    "modules_to_save": "llama.cpp's adapters have no whole modules",
+    "trainable_tokens": "llama.cpp's adapters have no embeddings of tokens",
+    "bias": "llama.cpp's adapters have no biases",
+    "init_lora_weights": "the adapter of LoftQ belongs to quantized weights that llama.cpp does not make",
+}
+"""Why a GGUF file with the adapter alone cannot have what `beyond_plain_lora` names."""
 
 
 def exclusive_fields(spec: Mapping[str, Any]) -> list[Violation]:
@@ -83,11 +94,15 @@ def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     )
     formats, found = export.get("formats"), []
     listed = formats if isinstance(formats, list) else []
-    merged, gguf = "merged" in listed, "gguf" in listed
+    merged, gguf, gguf_adapter = "merged" in listed, "gguf" in listed, "gguf_adapter" in listed
     if export.get("dtype") and not merged:
         found.append(Violation("spec.export.dtype", "needs merged in formats, whose weights it is about."))
-    if export.get("gguf_types") and not gguf:
-        found.append(Violation("spec.export.gguf_types", "needs gguf in formats, whose files it is about."))
+    types = export.get("gguf_types")
+    if types and not (gguf or gguf_adapter):
+        description = "needs gguf or gguf_adapter in formats, whose files it is about."
+        found.append(Violation("spec.export.gguf_types", description))
+    if gguf_adapter:
+        found += _gguf_adapter_conflicts(values, lora, types if isinstance(types, list) else [], gguf=gguf)
     if export.get("merge_base") == "original":
         if not (merged or gguf):
             found.append(
@@ -96,6 +111,27 @@ def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
         elif lora.get("init_lora_weights") == "loftq" and values.get("method") in (None, "auto", "qlora"):
             description = "original cannot be combined with loftq, whose adapter contains what quantization has lost."
             found.append(Violation("spec.export.merge_base", description))
+    return found
+
+
+def _gguf_adapter_conflicts(
+    values: Mapping[str, Any], lora: Mapping[str, Any], types: list[Any], *, gguf: bool
+) -> list[Violation]:
+    """Returns a violation for each setting that a GGUF file with the adapter alone cannot express."""
+    found = []
+    if values.get("method") == "full":
+        description = "gguf_adapter needs an adapter, and method full trains none; use gguf."
+        found.append(Violation("spec.export.formats", description))
+    for name in () if values.get("method") == "full" else beyond_plain_lora(lora):
+        description = f"gguf_adapter cannot be combined with lora.{name}: {NOT_IN_GGUF[name]}. Use gguf or remove it."
+        found.append(Violation("spec.export.formats", description))
+    made = [type_ for type_ in types if type_ in CONVERTED_TYPES]
+    if types and (not made if gguf else len(made) < len(types)):
+        listed = ", ".join(CONVERTED_TYPES)
+        description = f"needs one of {listed} for gguf_adapter."
+        if not gguf:
+            description = f"must be among {listed} for gguf_adapter, unless gguf is in formats too."
+        found.append(Violation("spec.export.gguf_types", description))
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
+from engine.config.conflicts import CONVERTED_TYPES as CONVERTED_TYPES
 from engine.config.conflicts import (
     adapter_conflicts,
     exclusive_fields,
@@ -32,7 +33,7 @@ Method = Literal["auto", "lora", "qlora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LossScope = Literal["response", "all"]
 Truncation = Literal["keep_start", "keep_end", "drop"]
-ExportFormat = Literal["adapter", "merged", "gguf"]
+ExportFormat = Literal["adapter", "merged", "gguf", "gguf_adapter"]
 ExportDtype = Literal["", "float32", "bfloat16", "float16"]
 MergeBase = Literal["trained", "original"]
 GgufType = Literal[
@@ -52,8 +53,6 @@ GgufType = Literal[
     "q5_k_m",
     "q6_k",
 ]
-CONVERTED_TYPES: Final[tuple[GgufType, ...]] = ("f32", "f16", "bf16", "q8_0")
-"""Types of GGUF files that llama.cpp's converter makes; its library makes the others."""
 LIBLLAMA_PACKAGE: Final = "@node-llama-cpp/linux-x64@3.22.1"
 """Package of npm with that library."""
 Scheduler = Literal[
@@ -287,7 +286,7 @@ class Export(Section):
     merge_base: MergeBase = "trained"
     """Base weights that a QLoRA adapter is merged into."""
     gguf_types: list[GgufType] = Field(default=[])
-    """Types of the GGUF files; empty: q8_0."""
+    """Types of the GGUF files; empty: q8_0, and f16 for adapters."""
     hub: HubPush | None = None
     """Repository of the hub that the package is pushed to; None: none."""
 
@@ -302,6 +301,14 @@ class Export(Section):
         if "gguf" not in self.formats:
             return []
         return [type_ for type_ in self.distinct_gguf_types if type_ not in CONVERTED_TYPES]
+
+    @property
+    def adapter_gguf_types(self) -> list[GgufType]:
+        """Types of the GGUF files with the adapter alone to make, each once; none without the form `gguf_adapter`."""
+        if "gguf_adapter" not in self.formats:
+            return []
+        types: list[GgufType] = self.gguf_types or ["f16"]
+        return [type_ for type_ in dict.fromkeys(types) if type_ in CONVERTED_TYPES]
 
 
 class Resources(Section):
@@ -386,11 +393,16 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     if unknown:
         raise unknown
     if not config.display_name:
-        first = config.dataset_ids()[0]
-        # The commit is not part of the name: a pinned dataset makes the same job.
-        shown = HubReference.parse(first).id if is_hub_reference(first) else first
-        config.display_name = f"{config.base_model} on {shown}"[:128]
+        config.display_name = default_display_name(config)
     return config
+
+
+def default_display_name(config: JobConfig) -> str:
+    """Returns the name of a job to which nobody gave one."""
+    first = config.dataset_ids()[0]
+    # The commit is not part of the name: a pinned dataset makes the same job.
+    shown = HubReference.parse(first).id if is_hub_reference(first) else first
+    return f"{config.base_model} on {shown}"[:128]
 
 
 def evaluation_config(base_model: str) -> JobConfig:

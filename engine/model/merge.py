@@ -298,9 +298,8 @@ class _Changes:
 
     def locate(self, names: Mapping[str, Any]) -> None:
         """Finds the changed tensors among those of the base, whose names may lack the name of the whole model."""
-        located = {_located(name, names): parts for name, parts in self._layers.items()}
-        self._layers = located
-        if unknown := sorted(name for name in located.keys() - names.keys() if name != _HEAD):
+        self._layers = {located(name, names): parts for name, parts in self._layers.items()}
+        if unknown := sorted(name for name in self._layers.keys() - names.keys() if name != _HEAD):
             raise _unsupported(f"it changes {unknown[0]}, which is no tensor of the base model's files")
 
     def quantise(self, quantised: Quantised, names: set[str]) -> None:
@@ -414,7 +413,7 @@ def _linear_weights(base: Path, names: Mapping[str, Any]) -> set[str]:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
     head = model.get_output_embeddings()
     linear = {f"{path}.weight" for path, module in model.named_modules() if _is_linear(module) and module is not head}
-    return {_located(name, names) for name in linear}
+    return {located(name, names) for name in linear}
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
@@ -423,7 +422,7 @@ def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def _located(name: str, names: Mapping[str, Any]) -> str:
+def located(name: str, names: Mapping[str, Any]) -> str:
     """Returns the name, among those of the base, of a tensor; there it may lack or have the name of the whole model."""
     short = re.sub(r"^[^.]*\.", "", name)
     return next((known for known in (name, short, f"model.{name}") if known in names), name)

@@ -308,12 +308,12 @@ def _disk(
 
 def _conversion_bytes(config: JobConfig, architecture: Architecture) -> int:
     """Returns the size of the weights in float32 that GGUF files are made of: a model, and for llama.cpp's library a
-    file, which may be one of the package."""
+    file, which may be one of the package; and of the base model, twice, with which adapters in GGUF are verified."""
     export = config.export
-    if "gguf" not in export.formats:
-        return 0
-    file = bool(export.quantized_gguf_types) and "f32" not in export.distinct_gguf_types
-    return 4 * architecture.num_parameters * (1 + file)
+    copies = 2 if "gguf_adapter" in export.formats else 0
+    if "gguf" in export.formats:
+        copies += 1 + (bool(export.quantized_gguf_types) and "f32" not in export.distinct_gguf_types)
+    return 4 * architecture.num_parameters * copies
 
 
 def _merged_bytes(config: JobConfig, model: LocalModel, architecture: Architecture, missing_bytes: int) -> int:

@@ -8,11 +8,12 @@ from typing import Final
 
 from engine.catalogue import LocalModel
 from engine.config.advice import option
+from engine.config.conflicts import NOT_IN_GGUF, beyond_plain_lora
 from engine.config.start import saved_rank
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
 from engine.gguf_conversion import vocabulary_refusal
-from engine.gguf_support import gguf_refusal
+from engine.gguf_support import AS_GGUF, gguf_adapter_refusal, gguf_refusal
 from engine.model_folder import unmergeable_tensor
 from engine.plan.resolved import Resolved
 from engine.serving import OF_PYTHON, Contents, adapter_settings, servable_by
@@ -24,10 +25,15 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
     """Adds the refusals MERGE_UNSUPPORTED and GGUF_UNSUPPORTED, and the warning EXPORT_NOT_SERVABLE."""
     config = resolved.config
     formats = config.export.formats
-    if {"merged", "gguf"} & {*formats}:
+    if {"merged", "gguf", "gguf_adapter"} & {*formats}:
         _check_merge(resolved, model.path)
-    if "gguf" in formats and (found := gguf_refusal(model.path)):
-        _refuse_gguf(resolved, *found)
+    if "gguf" in formats:
+        _refuse_gguf(resolved, "gguf", gguf_refusal(model.path))
+    if "gguf_adapter" in formats:
+        # The settings may be those of the adapter that the training starts from.
+        beyond = beyond_plain_lora(config.lora.model_dump())
+        found = (NOT_IN_GGUF[beyond[0]], AS_GGUF) if beyond else gguf_adapter_refusal(model.path)
+        _refuse_gguf(resolved, "gguf_adapter", found)
     adapter = None
     if config.method != "full":
         # The rank of an adapter below a new one is known to the trainer only.
@@ -47,17 +53,20 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
 
 def check_conversion(resolved: Resolved, model_dir: Path, scratch: Path, on_line: Callable[[], None]) -> None:
     """Adds the refusal GGUF_UNSUPPORTED if llama.cpp's converter does not know the base model's architecture or
-    tokenizer. It is run for jobs with gguf only, in `scratch`; `on_line` is called for each line that it prints."""
+    tokenizer. It is run for jobs with such a form only, in `scratch`; `on_line` is called for each line it prints."""
     refused = any(error.reason == GGUF_UNSUPPORTED for error in resolved.refusals)
-    if "gguf" not in resolved.config.export.formats or refused:
+    wanted = [format_ for format_ in ("gguf", "gguf_adapter") if format_ in resolved.config.export.formats]
+    if not wanted or refused:
         return
-    if found := vocabulary_refusal(model_dir, scratch, on_line):
-        _refuse_gguf(resolved, *found)
+    _refuse_gguf(resolved, wanted[0], vocabulary_refusal(model_dir, scratch, on_line))
 
 
-def _refuse_gguf(resolved: Resolved, problem: str, advice: str) -> None:
-    message = f"The model cannot be exported as gguf: {problem}."
-    advice = f"{advice} Leave gguf out of export.formats."
+def _refuse_gguf(resolved: Resolved, format_: str, found: tuple[str, str] | None) -> None:
+    if found is None:
+        return
+    problem, advice = found
+    message = f"The model cannot be exported as {format_}: {problem}."
+    advice = f"{advice} Leave {format_} out of export.formats."
     where = [Violation("spec.export.formats", message)]
     resolved.refusals.append(JobError(GGUF_UNSUPPORTED, message, advice, where))
 

@@ -247,7 +247,7 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
         parts += f", {_gib(disk.download_bytes)} of weights to download, or to convert if the model is built in"
-    if {"merged", "gguf"} & {*resolved.config.export.formats}:
+    if {"merged", "gguf", "gguf_adapter"} & {*resolved.config.export.formats}:
         parts += f", the package with its {_gib(disk.package_bytes)} of weights several times while it is made"
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower {path} (now {limit})"] if disk.holds_artifacts and limit > 1 else []

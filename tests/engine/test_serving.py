@@ -72,6 +72,25 @@ def test_job_whose_export_nothing_serves_is_warned(tmp_path: Path) -> None:
     assert not checked(tmp_path, method="full").warnings
 
 
+def test_adapter_in_gguf_names_the_file_of_the_base_model_beside_it() -> None:
+    """The package does not have it, and a command without it would load nothing."""
+    found = {each.reader: each for each in servable_by(contents("gguf_adapter"))}
+    assert found["llama.cpp"].command == "llama-server -m BASE.gguf --lora gguf_adapter/NAME-lora.gguf"
+    assert "cp BASE.gguf gguf_adapter/ && ollama create" in found["ollama"].command
+    assert found["vllm"].refusal == "the package has no model in its format"
+
+
+def test_adapter_that_no_gguf_file_can_express_is_refused_before_the_training(tmp_path: Path) -> None:
+    """The settings may be those of the adapter that the training starts from, which the spec does not show."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    config = job_config({"base_model": "tiny", "training_data": [{"dataset": "d"}], "lora": {"use_dora": True}})
+    asked = config.export.model_copy(update={"formats": ["gguf_adapter"]})
+    resolved = Resolved(config.model_copy(update={"export": asked, "method": "lora"}))
+    check_export(resolved, local(tmp_path), known("smollm2-135m"))
+    (refusal,) = resolved.refusals
+    assert isinstance(refusal, JobError) and refusal.reason == "GGUF_UNSUPPORTED" and "no DoRA" in refusal.message
+
+
 def test_base_model_that_cannot_be_merged_is_refused_before_the_training(tmp_path: Path) -> None:
     """A KeyError in the last stage would cost the whole training."""
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()

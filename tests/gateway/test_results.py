@@ -29,6 +29,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
     ExportSpec,
     FineTuningJobSpec,
     HubPush,
+    LoraSpec,
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision, TrainingResult
@@ -51,7 +52,7 @@ from tests.gateway.serving import refusal, serving
 from tests.servers.nats import NatsServer
 
 ADAPTER, MERGED = ExportFormat.EXPORT_FORMAT_ADAPTER, ExportFormat.EXPORT_FORMAT_MERGED
-GGUF = ExportFormat.EXPORT_FORMAT_GGUF
+GGUF, GGUF_ADAPTER = ExportFormat.EXPORT_FORMAT_GGUF, ExportFormat.EXPORT_FORMAT_GGUF_ADAPTER
 
 
 @dataclass
@@ -229,6 +230,21 @@ async def test_separate_export_makes_the_types_of_a_running_exporter(servers: Re
 
     assert (refused.reason, refused.fields) == ("GGUF_TYPE_UNAVAILABLE", ("spec.gguf_types[0]",))
     assert list((await servers.worker()).assignment.resolved_spec.export.gguf_types) == ["q4_k_m"]
+
+
+async def test_adapter_in_gguf_does_not_take_types_of_whole_models_from_the_job(servers: ResultServers) -> None:
+    """No adapter has k-quants, and who exports one more form should not have to know which types the job had."""
+    await servers.bus.put_node(Node(id="exporter-1", service="exporter", gguf_types=["q4_k_m"]))
+    job_id = await servers.job(export=ExportSpec(formats=[GGUF], gguf_types=["q4_k_m"]))
+    await export(servers, job_id, formats=[GGUF_ADAPTER])
+    asked = (await servers.worker()).assignment.resolved_spec.export
+    refused = await refusal(export(servers, job_id, formats=[GGUF_ADAPTER], gguf_types=["q4_k_m"]))
+    dora = await servers.job(lora=LoraSpec(use_dora=True))
+    lost = await refusal(export(servers, dora, formats=[GGUF_ADAPTER]))
+
+    assert (list(asked.formats), list(asked.gguf_types)) == ([GGUF_ADAPTER], [])
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("spec.gguf_types",))
+    assert (lost.reason, lost.fields) == ("INVALID_CONFIG", ("spec.formats",))
 
 
 async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:

@@ -99,6 +99,7 @@ def test_exporter_lists_its_formats(channels: dict[str, grpc.Channel], processes
         fine_tuning_job_spec_pb2.EXPORT_FORMAT_ADAPTER,
         fine_tuning_job_spec_pb2.EXPORT_FORMAT_MERGED,
         fine_tuning_job_spec_pb2.EXPORT_FORMAT_GGUF,
+        fine_tuning_job_spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER,
     ]
     assert (answer.node.service, answer.node.address) == ("exporter", processes["exporter"].address)
 

@@ -188,7 +188,8 @@ def export(
     format_: Annotated[
         list[str] | None,
         typer.Option(
-            "--format", help="Format of the package: adapter, merged or gguf. Repeatable. Default: the job's."
+            "--format",
+            help="Format of the package: adapter, merged, gguf or gguf_adapter. Repeatable. Default: the job's.",
         ),
     ] = None,
     dtype: Annotated[
@@ -203,7 +204,7 @@ def export(
         list[str] | None,
         typer.Option(
             help="Type of a GGUF file: f32, f16, bf16, q8_0, and with llama.cpp's library q4_k_m and others, see "
-            "ftf probe. Repeatable. Default: the job's, or else q8_0."
+            "ftf probe. Repeatable. Default: the job's, or else q8_0, and f16 for gguf_adapter."
         ),
     ] = None,
     push: Annotated[
@@ -353,7 +354,10 @@ def download(
     ] = None,
     form: Annotated[
         list[str] | None,
-        typer.Option(help="Only the files of this form: adapter or merged. Repeatable. Default: all, and the zip."),
+        typer.Option(
+            help="Only the files of this form: adapter, merged, gguf or gguf_adapter. Repeatable. Default: all, and "
+            "the zip."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -17,7 +17,7 @@ from finetuneflow.client import Client
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import AttemptSummary, Job, JobState
-from finetuneflow.resources.stage_result import ExportResult, GateDecision, TrainingResult
+from finetuneflow.resources.stage_result import ExportFormat, ExportResult, GateDecision, TrainingResult
 
 
 def show_outcome(client: Client, job: Job, console: Console, *, told: bool = False) -> None:
@@ -171,7 +171,9 @@ def show_forms(result: ExportResult, console: Console) -> None:
     for form in result.forms:
         where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
         parts = [where, form.dtype, size(form.size_bytes)]
-        if form.merge_base:
+        if form.merge_base and form.format == ExportFormat.GGUF_ADAPTER:
+            parts.append(f"compared on the {form.merge_base} weights")
+        elif form.merge_base:
             parts.append(f"merged into the {form.merge_base} weights")
         found = form.comparison
         if found is None:
@@ -182,7 +184,8 @@ def show_forms(result: ExportResult, console: Console) -> None:
             parts.append(f"largest difference {found.max_difference:.2g}")
         if form.num_rendered_rows:
             parts.append(f"{count(form.num_rendered_rows, 'held-out conversation')} rendered to the trained tokens")
-        name = "GGUF" if form.gguf else form.format.capitalize()
+        names = {"GGUF": "GGUF", "GGUF_ADAPTER": "GGUF LoRA"}
+        name = names.get(form.format, form.format.capitalize())
         console.print(f"{name:<12}{', '.join(parts)}")
         if form.gguf:
             counts = ", ".join(f"{number} {type_}" for type_, number in sorted(form.gguf.tensor_types.items()))

@@ -448,6 +448,10 @@ class ExportFormat(OpenEnum):
     """Files in GGUF for llama.cpp and Ollama in the folder `gguf` of the package, one for each of gguf_types: the
     adapter merged into the base weights, with tokenizer and chat template, and a Modelfile for Ollama if rows were
     conversations."""
+    GGUF_ADAPTER = "GGUF_ADAPTER"
+    """The adapter alone in GGUF, in the folder `gguf_adapter` of the package, one file for each of gguf_types:
+    llama.cpp (`--lora`) and Ollama (ADAPTER) load it beside a GGUF file of the base model, which is not in the
+    package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -512,7 +516,8 @@ class ExportedForm(Resource):
     dtype: str
     """Number format of most of its weights, such as `bfloat16`; of a GGUF file its type, such as `q8_0`."""
     merge_base: str
-    """For MERGED and GGUF of method QLORA the base weights: `trained` or `original`. Otherwise empty."""
+    """For MERGED, GGUF and GGUF_ADAPTER of method QLORA the base weights: `trained` or `original`; for GGUF_ADAPTER
+    those that it was compared on, always `original`. Otherwise empty."""
     comparison: ExportComparison | None
     """Comparison with the checkpoint. None if the form was not run (`not_run`): then only its tensors were compared."""
     num_rendered_rows: int
@@ -520,7 +525,7 @@ class ExportedForm(Resource):
     render to the ids that were prepared for the job. 0: the job has no held-out conversations, or an earlier version
     prepared them without their texts."""
     gguf: GgufFile | None
-    """For GGUF the file; each file is a form of its own. None: another format."""
+    """For GGUF and GGUF_ADAPTER the file; each file is a form of its own. None: another format."""
     not_run: str
     """Why the form was not run (warning VERIFIED_WITHOUT_MODEL): the model does not fit into memory, or transformers
     cannot read it. Empty if it was run, and in forms of earlier versions."""

@@ -49,6 +49,7 @@ class ExportFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPORT_FORMAT_ADAPTER: _ClassVar[ExportFormat]
     EXPORT_FORMAT_MERGED: _ClassVar[ExportFormat]
     EXPORT_FORMAT_GGUF: _ClassVar[ExportFormat]
+    EXPORT_FORMAT_GGUF_ADAPTER: _ClassVar[ExportFormat]
 START_MODE_UNSPECIFIED: StartMode
 START_MODE_CONTINUE: StartMode
 START_MODE_NEW: StartMode
@@ -73,6 +74,7 @@ EXPORT_FORMAT_UNSPECIFIED: ExportFormat
 EXPORT_FORMAT_ADAPTER: ExportFormat
 EXPORT_FORMAT_MERGED: ExportFormat
 EXPORT_FORMAT_GGUF: ExportFormat
+EXPORT_FORMAT_GGUF_ADAPTER: ExportFormat
 
 class FineTuningJobSpec(_message.Message):
     __slots__ = ("display_name", "task", "labels", "base_model", "method", "recipe", "chat_template", "system_prompt", "training_data", "phases", "evaluation_data", "holdout_fraction", "hyperparameters", "lora", "quantization", "evaluation", "export", "integrations", "resources", "max_attempts", "seed", "priority", "secrets", "start_from", "start_mode")

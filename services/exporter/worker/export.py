@@ -39,14 +39,15 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     child_input.out_dir.mkdir(parents=True, exist_ok=True)
     # On the out_dir's file system, so that publishing is a rename: no half-written file is ever under its name.
     with tempfile.TemporaryDirectory(prefix=".building-", dir=child_input.out_dir) as building:
-        files, archive, scratch, source = (
-            Path(building, name) for name in ("files", package.ZIP, "scratch", "gguf-source")
+        files, archive, scratch, sources = (
+            Path(building, name) for name in ("files", package.ZIP, "scratch", "sources")
         )
         files.mkdir()
+        sources.mkdir()
 
         phases.enter("writing_model")
         with sink.ticking():
-            forms = _write_forms(child_input, files, source, phases)
+            forms = _write_forms(child_input, files, sources, phases)
 
         phases.enter("writing_report")
         package.write_documents(child_input, files, forms)
@@ -57,7 +58,7 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
             package.write_zip(files, archive, _bytes_of(phases, "packing"))
 
         phases.enter("verifying", "loads the package and compares it with the checkpoint")
-        exported = _verify(sink, child_input, forms, archive, scratch, source, phases)
+        exported = _verify(sink, child_input, forms, archive, scratch, sources, phases)
 
         phases.enter("publishing")
         for name, file in package.files_of(files).items():
@@ -74,14 +75,22 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     )
 
 
-def _write_forms(child_input: ExportInput, files: Path, source: Path, phases: Phases) -> list[Form]:
-    """Writes each form that is asked for, with the tokenizer beside it; to `source` the model that GGUF files are made
-    of."""
+def _write_forms(child_input: ExportInput, files: Path, sources: Path, phases: Phases) -> list[Form]:
+    """Writes each form that is asked for, with the tokenizer beside it; to a folder of `sources` for each format of
+    GGUF files what these are made of."""
     formats, forms = child_input.config.export.formats, []
     if "gguf" in formats:
         from services.exporter.worker.gguf_files import check_gguf, write_gguf, write_source
 
         check_gguf(child_input)
+    if "gguf_adapter" in formats:
+        from services.exporter.worker.gguf_adapter import (
+            check_gguf_adapter,
+            write_adapter_source,
+            write_gguf_adapter,
+        )
+
+        check_gguf_adapter(child_input)
     if "adapter" in formats:
         forms.append(package.write_weights(child_input, files))
         failpoint("export.model_written")
@@ -94,8 +103,11 @@ def _write_forms(child_input: ExportInput, files: Path, source: Path, phases: Ph
         failpoint("export.merged")
         _write_tokenizer(child_input, files / MERGED_FOLDER)
     if "gguf" in formats:
-        write_source(child_input, source, on_bytes=_bytes_of(phases, "writing_model"))
-        forms += write_gguf(child_input, files, source, on_line=phases.check)
+        write_source(child_input, sources / "gguf", on_bytes=_bytes_of(phases, "writing_model"))
+        forms += write_gguf(child_input, files, sources / "gguf", on_line=phases.check)
+    if "gguf_adapter" in formats:
+        write_adapter_source(child_input, sources / "gguf_adapter", on_line=phases.check)
+        forms += write_gguf_adapter(child_input, files, sources / "gguf_adapter", on_line=phases.check)
     return forms
 
 
@@ -118,7 +130,7 @@ def _verify(
     forms: list[Form],
     archive: Path,
     scratch: Path,
-    source: Path,
+    sources: Path,
     phases: Phases,
 ) -> list[ExportedForm]:
     with sink.ticking():
@@ -126,8 +138,8 @@ def _verify(
         from services.exporter.worker.rendering import check_rendering
         from services.exporter.worker.verify import verify
 
-        gguf = [form for form in forms if form.gguf]
-        found = verify(child_input, archive, scratch, phases.check, gguf, source if gguf else None)
+        gguf = [form.gguf for form in forms if form.gguf]
+        found = verify(child_input, archive, scratch, phases.check, forms, sources if gguf else None)
         # A GGUF file has no tokenizer beside it; its tokens and its chat template were compared.
         rendered = {
             form.name: check_rendering(
@@ -148,8 +160,8 @@ def _verify(
                     advice="Give the exporter more memory if it lacks some; else try the model before you serve it.",
                 )
             )
-    # All files have the same Modelfile.
-    for gap in gguf[0].gguf.modelfile_gaps if gguf and gguf[0].gguf else ():
+    # The Modelfiles of all files lack the same lines.
+    for gap in gguf[0].modelfile_gaps if gguf else ():
         sink.emit(
             Warning(
                 reason="MODELFILE_INCOMPLETE",

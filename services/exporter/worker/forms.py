@@ -43,9 +43,9 @@ class Form:
     dtype: str
     """Number format of most of its weights."""
     merge_base: str = ""
-    """For the merged and gguf forms of method qlora: `trained` or `original`."""
+    """For the merged, gguf and gguf_adapter forms of method qlora: `trained` or `original`."""
     gguf: GgufFile | None = None
-    """For the gguf form, of which each file is one."""
+    """For the gguf and gguf_adapter forms, of which each file is one."""
 
     @property
     def name(self) -> str:
@@ -55,7 +55,8 @@ class Form:
     @property
     def title(self) -> str:
         """The format as a heading."""
-        return "GGUF" if self.gguf else self.format.capitalize()
+        titles = {"gguf": "GGUF", "gguf_adapter": "GGUF adapter"}
+        return titles.get(self.format, self.format.capitalize())
 
     def plain(self) -> dict[str, Any]:
         """Returns the form as a table."""
@@ -92,6 +93,15 @@ def describe(form: Form) -> str:
     if form.gguf:
         counts = ", ".join(f"{count} {type_}" for type_, count in form.gguf.tensor_types.items())
         where = f"`{form.gguf.file}` for llama.cpp and Ollama, {form.gguf.type} (tensors: {counts})"
+    gaps = (
+        "".join(f" The Modelfile has no {escape(gap, 300)}." for gap in form.gguf.modelfile_gaps) if form.gguf else ""
+    )
+    if form.format == "gguf_adapter":
+        beside = (
+            f"{where}. It has the adapter alone: llama.cpp and Ollama load it beside a GGUF file of the base model."
+        )
+        quantized = " The training quantized that model; these programs use the weights that they get."
+        return f"{beside}{quantized if form.merge_base else ''}{gaps}"
     on = {
         "trained": " The adapter was merged into the quantized weights that it was trained on, dequantized.",
         "original": " The adapter was merged into the original weights of the base model, not into the quantized ones "
@@ -100,5 +110,4 @@ def describe(form: Form) -> str:
     merged = on.get(form.merge_base, "")
     if not form.gguf:
         return f"A model that needs no peft, in {where}.{merged}"
-    gaps = "".join(f" The Modelfile has no {escape(gap, 300)}." for gap in form.gguf.modelfile_gaps)
     return f"{where}.{merged}{gaps}"

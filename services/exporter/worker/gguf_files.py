@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from gguf import GGUFReader
 
-from engine.config.job import CONVERTED_TYPES
+from engine.config.job import CONVERTED_TYPES, default_display_name
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 from engine.gguf_conversion import (
@@ -69,9 +69,15 @@ def write_source(child_input: ExportInput, folder: Path, on_bytes: Callable[[int
     drop_chat_template(folder)
     if template := chat_template(child_input):
         (folder / "chat_template.jinja").write_text(template, "utf-8")
+    (folder / "README.md").write_text(model_card_of_base(child_input), "utf-8")
+
+
+def model_card_of_base(child_input: ExportInput, name: str | None = None) -> str:
+    """Returns the README.md from which a converter reads base model and licence, and the name if it takes no option."""
+    model = child_input.model
     card = {"base_model": [model.id], "license": model.license.lower() or None, "tags": ["finetuneflow"]}
-    # The converter reads the licence nowhere else; JSON is YAML.
-    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n", "utf-8")
+    # JSON is YAML.
+    return f"---\n{json.dumps(card if name is None else {**card, 'name': name})}\n---\n"
 
 
 def chat_template(child_input: ExportInput) -> str:
@@ -99,14 +105,14 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
     made = _write_modelfile(child_input, folder, list(names.values()))
     unrounded = unrounded_file(child_input, package, source)
     if export.quantized_gguf_types:
-        _convert(child_input, source, unrounded, "f32", on_line)
+        _convert_model(child_input, source, unrounded, "f32", on_line)
     for type_, name in names.items():
         file = folder / name
         if type_ not in CONVERTED_TYPES:
             assert child_input.libllama  # noqa: S101 - it was checked first
             _quantize(child_input.libllama, unrounded, file, type_, on_line)
         elif not file.exists():
-            _convert(child_input, source, file, type_, on_line)
+            _convert_model(child_input, source, file, type_, on_line)
         counts = collections.Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
         about = GgufFile(
             file=f"{GGUF_FOLDER}/{name}",
@@ -122,7 +128,7 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
 
 def gguf_name(child_input: ExportInput, type_: str) -> str:
     """Returns the name of the file of that type."""
-    return f"{_file_name(child_input)}-{type_}.gguf"
+    return f"{file_name(child_input)}-{type_}.gguf"
 
 
 def unrounded_file(child_input: ExportInput, package: Path, source: Path) -> Path:
@@ -136,9 +142,14 @@ def _merge_base(child_input: ExportInput) -> str:
     return child_input.config.export.merge_base if child_input.config.method == "qlora" else ""
 
 
-def _file_name(child_input: ExportInput) -> str:
-    name = re.sub(r"[^a-z0-9._]+", "-", child_input.config.display_name.lower())[:60].strip("-.")
-    return name or "model"
+def file_name(child_input: ExportInput) -> str:
+    """Returns how the names of the job's GGUF files begin: with its display name, or that of the base model if nobody
+    gave it one, so that the name of a dataset does not make them long."""
+    config, model = child_input.config, child_input.model
+    named = config.display_name
+    if named == default_display_name(config):
+        named = f"{model.id.rpartition('/')[2]}-tuned"
+    return re.sub(r"[^a-z0-9._]+", "-", named.lower())[:60].strip("-.") or "model"
 
 
 def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str]) -> Modelfile | None:
@@ -149,15 +160,30 @@ def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str
     return made
 
 
-def _convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
-    # The name in one argument: it may begin like an option.
-    name = f"--model-name={child_input.config.display_name}"
-    arguments = [str(source), "--outfile", str(target), "--outtype", type_, name]
-    status, lines = run_converter(converter(), arguments, on_line)
-    if status:
-        raise _failure("converter", status, lines)
+def _convert_model(
+    child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]
+) -> None:
+    convert(child_input, source, target, type_, on_line)
     # With many tokens it takes a second to open.
     _set_add_bos(GGUFReader(target, "r+"), adds_bos(child_input))
+
+
+def convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
+    """Converts the model in a folder to a file. Raises JobError("GGUF_UNSUPPORTED")."""
+    arguments = [str(source), "--outfile", str(target), "--outtype", type_]
+    # In one argument: a name may begin like an option.
+    arguments.append(f"--model-name={child_input.config.display_name}")
+    run_script(converter(), arguments, on_line)
+
+
+def run_script(script: Path, arguments: Sequence[str], on_line: Callable[[], None]) -> None:
+    """Runs a converter of llama.cpp. `on_line` is called for each line that it prints.
+
+    Raises JobError("GGUF_UNSUPPORTED"), SystemFailure("GGUF_CONVERTER_CRASHED").
+    """
+    status, lines = run_converter(script, arguments, on_line)
+    if status:
+        raise _failure("converter", status, lines)
 
 
 def _quantize(library: Path, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:

@@ -25,10 +25,11 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
     files = [form for form in forms if form.gguf]
     weights = not forms or any(form.format == "adapter" for form in forms)
     full = child_input.config.method == "full" or not weights
+    adapters = bool(forms) and all(form.format == "gguf_adapter" for form in forms)
     data = ModelCardData(
         # The hub refuses the name of a model that is none of its own.
         base_model=model.id if "/" in model.id else None,
-        base_model_relation=("finetune" if full else "adapter") if "/" in model.id else None,
+        base_model_relation=("finetune" if full and not adapters else "adapter") if "/" in model.id else None,
         library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
         pipeline_tag=_TASK,
         license=model.license.lower() or "unknown",

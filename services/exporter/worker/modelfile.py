@@ -20,11 +20,14 @@ class Modelfile:
     """Lines that it should have and lacks, each with the reason: `TEMPLATE: …`."""
 
 
-def modelfile(child_input: ExportInput, files: Sequence[str]) -> Modelfile:
-    """Returns the Modelfile of the first of the GGUF files, which lie beside it."""
+def modelfile(child_input: ExportInput, files: Sequence[str], base: str = "") -> Modelfile:
+    """Returns the Modelfile of the first of the GGUF files, which lie beside it. `base`: they are adapters, for a file
+    of the base model of this name, which has to be put beside it."""
     tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
-    lines, gaps, stops = [f"FROM ./{files[0]}"], [], [tokenizer.eos_token]
-    lines += [f"# FROM ./{file}" for file in files[1:]]
+    line = "ADAPTER" if base else "FROM"
+    lines = [f"# A GGUF file of the base model {child_input.model.id}:", f"FROM ./{base}"] if base else []
+    lines += [f"{line} ./{files[0]}", *(f"# {line} ./{file}" for file in files[1:])]
+    gaps, stops = [], [tokenizer.eos_token]
 
     def add(name: str, text: str) -> None:
         try:

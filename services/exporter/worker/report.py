@@ -120,14 +120,12 @@ def _configuration(child_input: ExportInput, adapter_config: Mapping[str, Any] |
     rank = f"{config.lora.r}, alpha: {config.lora.lora_alpha:g}"
     if adapter_config and adapter_config["r"] != config.lora.r:
         rank += f"; saved as an adapter of rank {adapter_config['r']}, alpha: {adapter_config['lora_alpha']:g}"
-    if config.method == "full":
-        rank = "none, alpha: none"
+    lora = "" if config.method == "full" else f"- LoRA rank: {rank}\n"
     return f"""## Training Configuration
 - Method: {method_title(config)}
 - Epochs: {epochs}
 - Learning rate: {hyperparameters.learning_rate:g}
-- LoRA rank: {rank}
-- Max sequence length: {hyperparameters.max_length:,}
+{lora}- Max sequence length: {hyperparameters.max_length:,}
 - GPU: {_gpu(child_input.preflight.hardware, config.resources.gpus)}"""
 
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.serving import UNNAMED_GGUF, Contents, Served, servable_by
+from engine.config.job import ExportFormat
+from engine.serving import UNNAMED_GGUF, UNNAMED_GGUF_ADAPTER, Contents, Served, servable_by
 from finetuneflow.v1.stage_result_pb2 import ServableBy
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form
@@ -13,7 +14,7 @@ from services.exporter.worker.row_forms import RowForms
 
 
 def served_by(
-    child_input: ExportInput, adapter_config: Mapping[str, Any] | None, forms: Iterable[Form] = ()
+    child_input: ExportInput, adapter_config: Mapping[str, Any] | None, forms: Sequence[Form] = ()
 ) -> list[Served]:
     """Returns what can serve the package of these forms. `adapter_config` is the packed one; None for method full."""
     config, model = child_input.config, child_input.model
@@ -27,9 +28,15 @@ def served_by(
             model.revision,
             needs_quantized_base=config.method == "qlora" and config.lora.init_lora_weights == "loftq",
             has_chat_template=RowForms.of(child_input).chat,
-            gguf_file=next((form.gguf.file for form in forms if form.gguf), UNNAMED_GGUF),
+            gguf_file=_first_file(forms, "gguf") or UNNAMED_GGUF,
+            gguf_adapter_file=_first_file(forms, "gguf_adapter") or UNNAMED_GGUF_ADAPTER,
         )
     )
+
+
+def _first_file(forms: Iterable[Form], format_: ExportFormat) -> str:
+    """Returns the path of the first GGUF file of a format; empty if there is none."""
+    return next((form.gguf.file for form in forms if form.gguf and form.format == format_), "")
 
 
 def serving_messages(served: Iterable[Served]) -> list[ServableBy]:

@@ -20,6 +20,7 @@ from services.exporter.worker.comparison import SENTENCE, Bounds, Comparison, Ve
 from services.exporter.worker.forms import MERGED_FOLDER, Form
 from services.exporter.worker.package import MANIFEST
 from services.exporter.worker.verify_gguf import verify_gguf, verify_unrounded
+from services.exporter.worker.verify_gguf_adapter import verify_gguf_adapter
 from services.exporter.worker.verify_merged import CheckpointLogits, verify_merged
 
 TOLERANCE = 1e-5
@@ -38,14 +39,14 @@ def verify(
     package: Path,
     scratch: Path,
     on_row: Callable[[], None] = lambda: None,
-    gguf: Sequence[Form] = (),
-    gguf_source: Path | None = None,
+    forms: Sequence[Form] = (),
+    sources: Path | None = None,
 ) -> dict[str, Verified]:
     """Unpacks the zip into `scratch` and compares each form with the checkpoint, tensor by tensor and by logits.
 
     Returns the comparison of each form by its name. PackageBroken if an adapter or a file differs,
     JobError("EXPORT_DIFFERS") if a merged model or a GGUF file does. `on_row` is called for each row that these read.
-    `gguf` are the GGUF files, `gguf_source` the folder of the model that they were made of.
+    `forms` are those of the package; `sources` has for each format of GGUF files a folder with what they were made of.
     """
     with zipfile.ZipFile(package) as archive:
         archive.extractall(scratch)
@@ -57,17 +58,29 @@ def verify(
     if "adapter" in formats:
         found["adapter"] = _verify_adapter(child_input, scratch)
         gc.collect()
-    if gguf_source or "merged" in formats:
-        checkpoint = CheckpointLogits(child_input, gguf_source or scratch / MERGED_FOLDER, scratch, on_row)
+    if "merged" in formats or sources:
+        checkpoint = CheckpointLogits(child_input, _tokenizer_dir(child_input, scratch, sources), scratch, on_row)
     if "merged" in formats:
         found["merged"] = verify_merged(child_input, scratch / MERGED_FOLDER, checkpoint, on_row)
         gc.collect()
-    if gguf_source:
-        unrounded = verify_unrounded(child_input, scratch, gguf_source, on_row)
-        for form in gguf:
-            found[form.name] = verify_gguf(child_input, form, scratch, gguf_source, checkpoint, unrounded, on_row)
+    if sources and "gguf" in formats:
+        source = sources / "gguf"
+        unrounded = verify_unrounded(child_input, scratch, source, on_row)
+        for form in (form for form in forms if form.format == "gguf"):
+            found[form.name] = verify_gguf(child_input, form, scratch, source, checkpoint, unrounded, on_row)
+            gc.collect()
+    if sources and "gguf_adapter" in formats:
+        source = sources / "gguf_adapter"
+        for form in (form for form in forms if form.format == "gguf_adapter"):
+            found[form.name] = verify_gguf_adapter(child_input, form, scratch, source, checkpoint, scratch, on_row)
             gc.collect()
     return found
+
+
+def _tokenizer_dir(child_input: ExportInput, scratch: Path, sources: Path | None) -> Path:
+    """Returns a folder with the tokenizer and chat template of the training; the base model's if no form has one."""
+    folders = [scratch / MERGED_FOLDER, scratch, *([sources / "gguf"] if sources else [])]
+    return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), child_input.model.path)
 
 
 def _verify_adapter(child_input: ExportInput, scratch: Path) -> Verified:

@@ -27,7 +27,7 @@ from services.exporter.worker.gguf_files import ADD_BOS, adds_bos, chat_template
 from services.exporter.worker.merged import merge_settings
 from services.exporter.worker.verify_merged import CheckpointLogits
 
-_ROUNDING: Final = {"f32": 1e-5, "f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3}
+ROUNDING: Final = {"f32": 1e-5, "f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3}
 """Largest difference of a number to the unrounded one, relative to the largest number of the tensor: half a step of the
 type, and a margin for other roundings."""
 _QUANTIZATION: Final = {
@@ -139,7 +139,7 @@ def verify_gguf(
     stored = checkpoint.stored()
     gc.collect()
     return_freed_memory()
-    model = _load(file, source, reader)
+    model = load_file(file, source, reader)
     if isinstance(model, str):
         return Verified(None, model + compare_own_tensors())
     if unrounded:
@@ -149,9 +149,11 @@ def verify_gguf(
         largest = _largest(_loaded_tensors(model, source))
         _check_rounding(about.file, about.type, largest)
     found = Comparison.of(stored.read(), logits(model, checkpoint.rows.rows, on_row))
-    bounds = _bounds(child_input, about, checkpoint.dtype)
+    config = child_input.config
+    original = config.method == "qlora" and config.export.merge_base == "original"
+    bounds = bounds_of_type(about.type, checkpoint.dtype, original=original)
     if not bounds.hold(found):
-        raise _differs(
+        raise differs(
             about.file,
             f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
             f"{found.same_next_token:.1%} equal next tokens, at {found.num_positions:,} positions of {found.num_rows} "
@@ -162,20 +164,20 @@ def verify_gguf(
     return Verified(comparison_message(found, bounds, checkpoint.rows.source, dtype))
 
 
-def _bounds(child_input: ExportInput, about: GgufFile, checkpoint: torch.dtype) -> Bounds:
-    config = child_input.config
-    original = config.method == "qlora" and config.export.merge_base == "original"
-    if original or about.type not in CONVERTED_TYPES:
+def bounds_of_type(type_: str, checkpoint: torch.dtype, *, original: bool) -> Bounds:
+    """Returns the bounds of a file of a type, against a checkpoint that was run in a number format. `original`: the
+    adapter was trained on other weights, quantized ones."""
+    if original or type_ not in CONVERTED_TYPES:
         return Bounds()
-    return _UNROUNDED if about.type != "q8_0" and checkpoint == torch.float32 else _QUANTISED
+    return _UNROUNDED if type_ != "q8_0" and checkpoint == torch.float32 else _QUANTISED
 
 
-def _load(file: Path, source: Path, reader: GGUFReader) -> Any:
+def load_file(file: Path, source: Path, reader: GGUFReader) -> Any:
     """Returns the model as transformers reads it from the file, or a text that says why it cannot.
 
     Its configuration is that of the source: the reader loses parts of it, such as the scaling of RoPE.
     """
-    architecture = _text(reader, "general.architecture")
+    architecture = text_of(reader, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         return f"transformers does not read GGUF files of the architecture {architecture}"
     read: Any = AutoModelForCausalLM.from_pretrained
@@ -208,7 +210,7 @@ def _loaded_tensors(model: Any, source: Path) -> Iterator[tuple[str, float]]:
     loaded = model.state_dict()
     for name, expected in _tensors(source):
         if name in loaded:
-            yield name, _difference(expected, loaded[name])
+            yield name, relative_difference(expected, loaded[name])
 
 
 def _own_tensors(
@@ -219,7 +221,7 @@ def _own_tensors(
     llama.cpp reorders rows of some tensors, and adds one to the weights of some norms.
     """
     architectures = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    architecture = architectures.get(_text(reader, "general.architecture"))
+    architecture = architectures.get(text_of(reader, "general.architecture"))
     layers = AutoConfig.from_pretrained(source, local_files_only=True).get_text_config().num_hidden_layers
     names = get_tensor_name_map(architecture, layers) if architecture is not None else None
     own = {tensor.name: tensor for tensor in reader.tensors}
@@ -234,15 +236,17 @@ def _own_tensors(
         if found.shape != expected.shape:
             yield name, None
             continue
-        difference = _difference(expected, found)
+        difference = relative_difference(expected, found)
         if not difference <= bound:
-            difference = min(difference, _difference(expected.flatten().sort()[0], found.flatten().sort()[0]))
+            difference = min(difference, relative_difference(expected.flatten().sort()[0], found.flatten().sort()[0]))
             if expected.dim() == 1:
-                difference = min(difference, _difference(expected, found - 1))
+                difference = min(difference, relative_difference(expected, found - 1))
         yield name, difference
 
 
-def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+def relative_difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """Returns the largest difference of a number, relative to the largest one that is expected; infinity for another
+    shape and for numbers that are not finite."""
     if found.shape != expected.shape:
         return math.inf
     if not expected.numel():
@@ -259,16 +263,16 @@ def _largest(found: Iterator[tuple[str, float]]) -> _Largest:
 
 def _check_own_tensors(file: str, type_: str, reader: GGUFReader, source: Path, on_tensor: Callable[[], None]) -> str:
     """Checks the tensors that have a counterpart. Returns what to say about the others."""
-    compared = list(_own_tensors(reader, source, _ROUNDING[type_], on_tensor))
+    compared = list(_own_tensors(reader, source, ROUNDING[type_], on_tensor))
     _check_rounding(file, type_, _largest((name, value) for name, value in compared if value is not None))
     unmatched = [name for name, value in compared if value is None]
     return f"; {len(unmatched)} of its {len(compared)} tensors were not compared" if unmatched else ""
 
 
 def _check_rounding(file: str, type_: str, largest: _Largest) -> None:
-    bound = _ROUNDING[type_]
+    bound = ROUNDING[type_]
     if not largest.difference <= bound:
-        raise _differs(
+        raise differs(
             file,
             f"{largest.name} differs from what it was made of by {largest.difference:.2%} of its maximum (bound: "
             f"{bound:.2%})",
@@ -281,12 +285,12 @@ def _check_quantization(
     """Compares each row of each tensor with that of the unrounded file."""
     originals = {tensor.name: tensor for tensor in made_of.tensors}
     if other := sorted(originals.keys() ^ {tensor.name for tensor in reader.tensors}):
-        raise _differs(about.file, f"it and the file that it was made of do not both have the tensor {other[0]}")
+        raise differs(about.file, f"it and the file that it was made of do not both have the tensor {other[0]}")
     for tensor in reader.tensors:
         on_tensor()
         original, type_ = originals[tensor.name], tensor.tensor_type.name
         if type_ not in _QUANTIZATION or [*tensor.shape] != [*original.shape]:
-            raise _differs(
+            raise differs(
                 about.file, f"its {tensor.name} has the type {type_} and the shape {[*map(int, tensor.shape)]}"
             )
         data, expected = (each.data.reshape(-1, each.data.shape[-1]) for each in (tensor, original))
@@ -316,7 +320,7 @@ def _worst_row(expected: torch.Tensor, found: torch.Tensor, *, exact: bool = Fal
 
 def _check_row(about: GgufFile, name: str, difference: float, bound: float) -> None:
     if not difference <= bound:
-        raise _differs(
+        raise differs(
             about.file,
             f"a row of {name} differs from what it was made of by {difference:.0%} of its size (bound: {bound:.0%})",
         )
@@ -327,12 +331,12 @@ def _check_source(child_input: ExportInput, file: str, source: Path) -> None:
     settings = merge_settings(child_input)
     made = differences(source, settings.base, settings.adapter, dtype=torch.float32, quantised=settings.quantised)
     if (largest := _largest(made)).difference > 0:
-        raise _differs(file, f"{largest.name} is not what merging gives")
+        raise differs(file, f"{largest.name} is not what merging gives")
 
 
 def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
     """Compares the settings of the model that the file states with those of its configuration."""
-    architecture = _text(reader, "general.architecture")
+    architecture = text_of(reader, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         # Others give the keys meanings of their own.
         return
@@ -346,14 +350,14 @@ def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
             continue
         # Models without such layers state 0.
         if stated and not math.isclose(value, stated, rel_tol=1e-6):
-            raise _differs(about.file, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
+            raise differs(about.file, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
 
 
 def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -> None:
     """Compares tokens, merges, special tokens and chat template with those of the training. With equal tokens and
     merges, and the rule for words that the converter recognized, a text has the same ids."""
-    if _text(reader, "tokenizer.chat_template") != chat_template(child_input):
-        raise _differs(about.file, "its chat template is another one than that of the training")
+    if text_of(reader, "tokenizer.chat_template") != chat_template(child_input):
+        raise differs(about.file, "its chat template is another one than that of the training")
     tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
     tokens = _texts(reader, "tokenizer.ggml.tokens")
     for token, id_ in tokenizer.vocabulary.items():
@@ -361,19 +365,17 @@ def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -
         # llama.cpp matches added tokens with the text itself, in which a space is a space. SentencePiece has a byte
         # where tokenizer.json has its character.
         if found not in (token, token.replace("▁", " "), f"<0x{ord(token):02X}>" if len(token) == 1 else token):
-            raise _differs(about.file, f"its token {id_} is {found!r} instead of {token!r}")
+            raise differs(about.file, f"its token {id_} is {found!r} instead of {token!r}")
     merges = _merges(json.loads((child_input.model.path / "tokenizer.json").read_text("utf-8")))
     found_merges = _texts(reader, "tokenizer.ggml.merges")
     if found_merges and found_merges != merges:
-        raise _differs(about.file, "its tokenizer has other merges")
+        raise differs(about.file, "its tokenizer has other merges")
     field = reader.get_field("tokenizer.ggml.eos_token_id")
     if field is None or field.contents() != tokenizer.eos_id:
-        raise _differs(
-            about.file, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers"
-        )
+        raise differs(about.file, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers")
     field = reader.get_field(ADD_BOS)
     if field is not None and field.contents() != adds_bos(child_input):
-        raise _differs(about.file, f"{ADD_BOS} is {field.contents()}")
+        raise differs(about.file, f"{ADD_BOS} is {field.contents()}")
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -382,7 +384,8 @@ def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
     return [each if isinstance(each, str) else " ".join(part.replace(" ", "Ġ") for part in each) for each in found]
 
 
-def _text(reader: GGUFReader, key: str) -> str:
+def text_of(reader: GGUFReader, key: str) -> str:
+    """Returns the text of a key of a file; empty if there is none."""
     field = reader.get_field(key)
     return str(field.contents()) if field else ""
 
@@ -392,7 +395,8 @@ def _texts(reader: GGUFReader, key: str) -> list[str]:
     return [bytes(field.parts[index]).decode("utf-8") for index in field.data] if field else []
 
 
-def _differs(file: str, problem: str) -> JobError:
+def differs(file: str, problem: str) -> JobError:
+    """Returns the failure of a file that is not the checkpoint's model."""
     return JobError(
         "EXPORT_DIFFERS",
         f"{file} differs from the checkpoint: {problem}. Nothing of the package is published.",

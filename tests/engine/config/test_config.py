@@ -165,6 +165,9 @@ def test_a_callers_value_drops_the_recipes_conflicting_value() -> None:
         ({"export": {"gguf_types": ["q8_0"]}}, "spec.export.gguf_types"),
         ({"export": {"formats": ["gguf"], "dtype": "bfloat16"}}, "spec.export.dtype"),
         ({"export": {"formats": ["gguf"], "gguf_types": ["q9"]}}, "spec.export.gguf_types[0]"),
+        ({"export": {"formats": ["gguf_adapter"], "gguf_types": ["f16", "q4_k_m"]}}, "spec.export.gguf_types"),
+        ({"export": {"formats": ["gguf", "gguf_adapter"], "gguf_types": ["q4_k_m"]}}, "spec.export.gguf_types"),
+        ({"export": {"formats": ["gguf_adapter"], "merge_base": "original"}}, "spec.export.merge_base"),
         (
             {
                 "method": "qlora",
@@ -180,6 +183,34 @@ def test_settings_of_a_form_are_refused_without_it(spec: dict[str, Any], field: 
     with pytest.raises(JobError) as error:
         job_config({**MINIMAL, **spec})
     assert [violation.field for violation in error.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"method": "full"}, "method full trains none"),
+        ({"lora": {"use_dora": True}}, "lora.use_dora: llama.cpp has no DoRA"),
+        ({"lora": {"bias": "all"}}, "lora.bias: llama.cpp's adapters have no biases"),
+        ({"lora": {"modules_to_save": ["lm_head"]}}, "no whole modules"),
+        ({"lora": {"trainable_tokens": ["<x>"]}}, "no embeddings of tokens"),
+        ({"method": "qlora", "lora": {"init_lora_weights": "loftq"}}, "LoftQ belongs to quantized weights"),
+    ],
+)
+def test_adapter_that_no_gguf_file_can_express_is_refused_at_once(spec: dict[str, Any], words: str) -> None:
+    """After the training the caller would have paid for an adapter that llama.cpp cannot load."""
+    with pytest.raises(JobError) as error:
+        job_config({**MINIMAL, **spec, "export": {"formats": ["gguf_adapter"]}})
+    (violation,) = error.value.violations
+    assert violation.field == "spec.export.formats" and words in violation.description
+
+
+def test_types_of_adapters_are_those_that_the_converter_makes() -> None:
+    """k-quants beside them are for the whole model, and one list of types says both."""
+    both = {"formats": ["gguf", "gguf_adapter"], "gguf_types": ["q4_k_m", "f16", "q8_0", "f16"]}
+    assert job_config({**MINIMAL, "export": both}).export.adapter_gguf_types == ["f16", "q8_0"]
+    rslora = {**MINIMAL, "lora": {"use_rslora": True}, "export": {"formats": ["gguf_adapter"]}}
+    assert job_config(rslora).export.adapter_gguf_types == ["f16"]
+    assert job_config(MINIMAL).export.adapter_gguf_types == []
 
 
 def test_merged_form_is_accepted_with_its_settings() -> None:

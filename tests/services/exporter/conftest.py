@@ -38,7 +38,8 @@ def random_adapter(base: Path, directory: Path, **settings: Any) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    settings = {"r": 4, "lora_alpha": 8, **settings}
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     with torch.no_grad():
         for name, weight in model.named_parameters():

