@@ -182,6 +182,8 @@ class InlPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["InlLayer"]  # noqa: RUF012 - as transformers declares it
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # There is no attention that would need another implementation; without this, a job would be warned of one.
+    _supports_sdpa = True
     # An earlier state cannot be restored from a later one, as assisted decoding would need it.
     _is_stateful = True
 

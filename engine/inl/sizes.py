@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MODEL_TYPE: Final = "inl"
+ARCHITECTURE: Final = "InlForCausalLM"
+"""Its class, as config.json names it."""
 VOCABULARY: Final = 50257
 """Number of tokens of GPT-2's tokenizer."""
 CONTROLLER_SIZE: Final = 64

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorWithFlattening, DynamicCache
 
-from engine.config.job import Lora
+from engine.config.job import Lora, Quantization
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import known
 from engine.inl.auto_classes import register_inl
@@ -35,16 +36,15 @@ _COUNTS = {
 _VOCABULARY = 16
 
 
-def _model(seed: int = 0, *, trained: bool = True, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
-    """Returns a small model in evaluation mode. With `trained`, no weight has its start value, so that all of them
-    matter."""
+def _model(seed: int = 0, *, change: float = 0.3, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
+    """Returns a small model in evaluation mode. All weights are changed at random from their start values, so that each
+    of them matters; `change` is the standard deviation."""
     values = {"vocab_size": _VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_iterations": 4}
     torch.manual_seed(seed)
     model = InlForCausalLM(InlConfig(**{**values, "max_position_embeddings": 64, **settings})).to(dtype)
-    if trained:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.3 * torch.randn_like(parameter)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += change * torch.randn_like(parameter)
     return model.eval()
 
 
@@ -127,7 +127,7 @@ def test_padding_enters_no_loss(model: Any) -> None:
 
 def test_start_values_are_those_of_the_design() -> None:
     """Whatever the input: the last layers of the controllers start at zero."""
-    model = _model(trained=False)
+    model = _model(change=0)
     layer: InlLayer = model.model.layers[0]
     average = layer.controllers.from_average(torch.randn(2, 3, 24, dtype=torch.float64))
     random = torch.randn(2, 3, 24, dtype=torch.float64)
@@ -193,7 +193,7 @@ def test_integration_is_stable_at_the_largest_attraction() -> None:
 def _trained(batches: Iterable[torch.Tensor]) -> Any:
     """Returns a model of one block in evaluation mode, after a step for each batch of token ids."""
     settings = {"hidden_size": 32, "num_hidden_layers": 1, "position_scale": 0.03, "dropout": 0.0}
-    model = _model(trained=False, dtype=torch.float32, **settings).train()
+    model = _model(change=0, dtype=torch.float32, **settings).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for ids in batches:
         model(ids, labels=ids).loss.backward()
@@ -429,7 +429,7 @@ def test_sums_and_states_have_32_bits_in_16_bit_models() -> None:
 
 
 def test_initial_weights_follow_from_the_seed() -> None:
-    first, again, other = (_model(seed, trained=False).state_dict() for seed in (1, 1, 2))
+    first, again, other = (_model(seed, change=0).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
     assert not torch.equal(first["model.layers.0.phase"], other["model.layers.0.phase"])
@@ -462,3 +462,32 @@ def test_adapters_attach_to_all_linear_layers(tmp_path: Path) -> None:
     assert all(torch.count_nonzero(weight) for weight in changed)
     merged = adapted.eval().merge_and_unload()
     torch.testing.assert_close(merged(ids).logits, adapted(input_ids=ids).logits, rtol=0, atol=1e-4)
+
+
+def test_autocast_and_quantised_weights_train(tmp_path: Path) -> None:
+    """What the trainer does with precision bf16 on a CPU, and with method qlora."""
+    model = _model(change=0.1, dtype=torch.float32, hidden_size=64, vocab_size=64)
+    model.save_pretrained(tmp_path)
+    ids = _ids(2, 10)
+    expected = model(ids, labels=ids).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    assert loss.item() == pytest.approx(expected, rel=0.05)
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    quantised = load.load_base(tmp_path, dtype=torch.float32, on="cpu", quantization=Quantization())
+    assert sum(isinstance(module, Linear4bit) for module in quantised.modules()) == 2 * len(known("inl-small").linears)
+    adapted = attach_lora(
+        quantised,
+        Lora(r=2),
+        model_dir=tmp_path,
+        base_id="inl-tiny",
+        revision="",
+        quantised=True,
+        gradient_checkpointing=True,
+    ).train()
+    loss = adapted(input_ids=ids, labels=ids).loss
+    assert loss.item() == pytest.approx(expected, rel=0.3)
+    loss.backward()
+    gradients = [p.grad for name, p in adapted.named_parameters() if "lora_B" in name]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
