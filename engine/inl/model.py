@@ -61,7 +61,8 @@ class _Tokens:
         if cache is not None:
             if cache.total is not None:
                 sums = sums + cache.total[:, None]
-            cache.total = sums[:, -1]
+            # Not a view, which would keep the sums of all positions.
+            cache.total = sums[:, -1].clone()
         return sums / self.counts[..., None]
 
 
@@ -145,7 +146,9 @@ class InlLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.feed_forward = InlFeedForward(config)
 
-    def forward(self, hidden: torch.Tensor, tokens: _Tokens, past_key_values: InlLayerCache | None = None) -> Any:
+    def forward(
+        self, hidden: torch.Tensor, tokens: _Tokens, past_key_values: InlLayerCache | None = None
+    ) -> torch.Tensor:
         """Returns the residual stream after the block, [rows, length, size]."""
         contexts = self.context(self.context_norm(hidden))
         # Sums, states and velocities add up many small terms, which 16 bits would round away.
@@ -153,7 +156,8 @@ class InlLayer(GradientCheckpointingLayer):
         average = tokens.mean_so_far(contexts.to(exact), past_key_values)
         state = self._integrated(average.to(hidden.dtype), exact)
         hidden = hidden + self.dropout(state.to(hidden.dtype))
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        result: torch.Tensor = hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        return result
 
     def _integrated(self, average: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
         """Returns the state after all steps."""

@@ -248,7 +248,7 @@ def test_cached_decoding_equals_full_decoding(model: Any) -> None:
     real = mask.bool()
     torch.testing.assert_close(torch.cat(parts, 1)[real], full[real], rtol=0, atol=1e-12)
     # One sum for each layer and row, however long the input was.
-    assert [layer.total.shape for layer in cache.layers] == [(2, 24), (2, 24)]
+    assert [layer.total.untyped_storage().nbytes() for layer in cache.layers] == [2 * 24 * 8] * 2
     assert cache.counts.tolist() == [11, 14]
     assert cache.get_seq_length() == 14
 
@@ -272,6 +272,16 @@ def test_generate_with_and_without_cache_agree(model: Any, options: dict[str, An
         torch.manual_seed(5)
         found.append(model.generate(ids, attention_mask=mask, max_new_tokens=12, use_cache=use_cache, **options))
     assert torch.equal(*found)
+
+
+def test_a_generation_continues_with_its_cache(model: Any) -> None:
+    """As a chat does, which reads each turn once."""
+    ids = _ids(1, 6)
+    begun = model.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    continued = model.generate(
+        begun.sequences, past_key_values=begun.past_key_values, max_new_tokens=5, do_sample=False
+    )
+    assert torch.equal(continued, model.generate(ids, max_new_tokens=10, do_sample=False))
 
 
 def test_padded_prompts_continue_as_each_alone(model: Any) -> None:
