@@ -29,8 +29,8 @@ def write_random_model(config: Mapping[str, Any], out: Path, *, seed: int, token
     """Writes config.json, random float32 weights and a copy of the tokenizer in the folder `tokenizer` to `out`.
 
     `config` has the values of a config.json; its weights, if it has any, are not read. The initial values are those of
-    the architecture in transformers; the same seed gives the same ones. `out` appears atomically; if it exists, nothing
-    is done.
+    the architecture in transformers; the same seed gives the same ones on processors with the same vector instructions.
+    `out` appears atomically; if it exists, nothing is done.
 
     Raises JobError: those of `refuse_unsafe`; NOT_A_MODEL if transformers has no causal language model for the
     configuration, or if the tokenizer has more tokens than its vocabulary; NO_TOKENIZER.
@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     arguments = parser.parse_args()
+    if arguments.config and not arguments.config.is_file():
+        parser.error(f"there is no file {arguments.config}")
     try:
         config = SIZES[arguments.size].config() if arguments.size else read_json(arguments.config)
         write_random_model(config, arguments.out, seed=arguments.seed, tokenizer=arguments.tokenizer)
