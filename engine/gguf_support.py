@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Final
 
+from engine.inl.sizes import MODEL_TYPE
+
 _LAYERS_OF_27B: Final = {"gemma2": 46, "gemma3": 62}
 """Layers of the models in which llama.cpp scales the attention otherwise than by the size of a head."""
 _SENTENCEPIECE_ONLY: Final = frozenset({"baichuan", "gemma", "gemma2", "minicpm", "nemotron", "orion", "phi3"})
@@ -25,6 +27,8 @@ def gguf_refusal(folder: Path) -> tuple[str, str] | None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config |= config.get("text_config") or {}
     kind, scale = str(config.get("model_type")).removesuffix("_text"), config.get("query_pre_attn_scalar")
+    if kind == MODEL_TYPE:
+        return "llama.cpp has no INL models", "Export it as merged, which transformers loads."
     if kind in _LAYERS_OF_27B and scale is not None:
         expected = config.get("head_dim", 256)
         if config["num_hidden_layers"] == _LAYERS_OF_27B[kind]:

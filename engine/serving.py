@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engine.config.job import ExportFormat, Lora
+from engine.inl.sizes import MODEL_TYPE
 
 READERS: Final = ("peft", "transformers", "vllm", "llama.cpp", "ollama")
 OF_PYTHON: Final = ("peft", "transformers")
@@ -43,6 +44,9 @@ _VLLM_ADAPTERS: Final = frozenset(
 """Types of models that vLLM takes adapters for: the class of their architecture in model_executor/models/registry.py is
 a SupportsLoRA in 0.32.0. It serves more without, such as gpt2, falcon and stablelm. Most mixtures of experts and types
 with linear attention are left out though theirs is one: their layers may have other names there than in an adapter."""
+
+_NO_INL: Final = "it has no INL models"
+_AFTER_REGISTERING: Final = "after register_inl(), as README.md shows"
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ def _peft(contents: Contents) -> tuple[str, str]:
         return "method full trained every weight, so the package has no adapter", ""
     if contents.needs_quantized_base:
         return "", 'PeftModel.from_pretrained(base, ".")  # base: quantized as README.md shows'
+    if contents.model_type == MODEL_TYPE:
+        return "", f'PeftModel.from_pretrained(base, ".")  # base: {_AFTER_REGISTERING}'
     if "/" in contents.base:
         return "", 'AutoPeftModelForCausalLM.from_pretrained(".")'
     return "", f'PeftModel.from_pretrained(base, ".")  # base: the folder that `ftf models path {contents.base}` prints'
@@ -123,16 +129,22 @@ def _peft(contents: Contents) -> tuple[str, str]:
 
 def _transformers_adapter(contents: Contents) -> tuple[str, str]:
     if contents.adapter is None:
-        return "", 'AutoModelForCausalLM.from_pretrained(".")'
+        return "", _loaded(contents, 'AutoModelForCausalLM.from_pretrained(".")')
     return "the top folder has an adapter, which transformers loads with peft only", ""
 
 
 def _transformers_merged(contents: Contents) -> tuple[str, str]:
-    return "", f'AutoModelForCausalLM.from_pretrained("{MERGED_FOLDER}", dtype="auto")'
+    return "", _loaded(contents, f'AutoModelForCausalLM.from_pretrained("{MERGED_FOLDER}", dtype="auto")')
+
+
+def _loaded(contents: Contents, code: str) -> str:
+    return f"{code}  # {_AFTER_REGISTERING}" if contents.model_type == MODEL_TYPE else code
 
 
 def _vllm_adapter(contents: Contents) -> tuple[str, str]:
     adapter = contents.adapter
+    if contents.model_type == MODEL_TYPE:
+        return _NO_INL, ""
     if adapter is None:
         return "", "vllm serve ."
     if refusal := vllm_refusal(contents, adapter):
@@ -166,6 +178,8 @@ def vllm_refusal(contents: Contents, adapter: Mapping[str, Any]) -> str:
 
 
 def _vllm_merged(contents: Contents) -> tuple[str, str]:
+    if contents.model_type == MODEL_TYPE:
+        return _NO_INL, ""
     return "", f"vllm serve ./{MERGED_FOLDER}"
 
 

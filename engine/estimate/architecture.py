@@ -11,6 +11,7 @@ from typing import Any, Literal
 from engine.catalogue import context_length
 from engine.config.job import Lora
 from engine.errors import JobError, Violation
+from engine.inl.sizes import CONTROLLER_SIZE, MODEL_TYPE
 from engine.model_folder import read_json, tensor_shapes
 
 Family = Literal["decoder", "inl", "other"]
@@ -21,7 +22,7 @@ _FUSED = ("phi3",)
 _QUERY_BIAS = ("qwen2", "qwen2_moe")
 _QUERY_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text")
 _SANDWICH = ("gemma2", "gemma3", "gemma3_text")
-_TIED_BY_DEFAULT = (*_GEMMA, "inl")
+_TIED_BY_DEFAULT = (*_GEMMA, MODEL_TYPE)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Architecture:
         """Kind of block. `other`: the linear layers are known, their order is not."""
         if self.stored_linears:
             return "other"
-        return "inl" if self.model_type == "inl" else "decoder"
+        return "inl" if self.model_type == MODEL_TYPE else "decoder"
 
     @cached_property
     def linears(self) -> tuple[LinearLayer, ...]:
@@ -125,11 +126,12 @@ class Architecture:
 
     def _inl_linears(self) -> Iterator[LinearLayer]:
         yield LinearLayer("context", self.hidden, self.hidden, True)
-        for gate in ("alpha", "beta", "gate", "target"):
-            yield LinearLayer(f"{gate}.0", _INL_CONTROLLER, 3 * self.hidden, True)
-            yield LinearLayer(f"{gate}.2", self.hidden, _INL_CONTROLLER, True)
-        yield LinearLayer("feed_forward.0", self.feed_forward, self.hidden, True)
-        yield LinearLayer("feed_forward.2", self.hidden, self.feed_forward, True)
+        for given in ("average", "state", "velocity"):
+            yield LinearLayer(f"controllers.from_{given}", 4 * CONTROLLER_SIZE, self.hidden, given == "average")
+        for output in ("alpha", "beta", "gate", "target"):
+            yield LinearLayer(f"controllers.{output}", self.hidden, CONTROLLER_SIZE, True)
+        yield LinearLayer("feed_forward.up_proj", self.feed_forward, self.hidden, True)
+        yield LinearLayer("feed_forward.down_proj", self.hidden, self.feed_forward, True)
 
     def named(self, target_modules: Sequence[str]) -> tuple[LinearLayer, ...]:
         """Returns the layers of a block whose name ends in one of `target_modules`; all layers if it is empty."""
@@ -222,7 +224,7 @@ class Architecture:
     @cached_property
     def tensors(self) -> tuple[tuple[int, int], ...]:
         """The shapes of all tensors of the model: embedding, head unless tied, blocks, last norm."""
-        last = [(1, self.hidden)] * (2 if self.model_type == "inl" else 1)
+        last = [(1, self.hidden)] * (2 if self.family == "inl" else 1)
         ends = [(self.vocabulary, self.hidden)] * (1 if self.tied else 2)
         return (*ends, *(self.block_tensors * self.layers), *last)
 
@@ -244,10 +246,11 @@ class Architecture:
     def num_active_parameters(self) -> int:
         """Number of parameters that a token passes through.
 
-        A mixture of experts runs only some of its experts; an INL block runs its controllers once per iteration.
+        A mixture of experts runs only some of its experts; an INL block runs its controllers once per iteration,
+        except their layer for the average.
         """
         idle = (self.experts - self.experts_per_token) * 3 * self.hidden * self.feed_forward * self.layers
-        controllers = 4 * (3 * self.hidden + self.hidden) * _INL_CONTROLLER
+        controllers = 4 * (2 * self.hidden + self.hidden) * CONTROLLER_SIZE
         return self.num_parameters - idle + max(self.iterations - 1, 0) * controllers * self.layers
 
     @classmethod
@@ -295,7 +298,7 @@ class Architecture:
             sandwich=kind in _SANDWICH,
             norm="gemma" if kind in _GEMMA else "llama",
             softcap=bool(values.get("attn_logit_softcapping")),
-            iterations=number("num_iterations", "num_iterations_per_layer", default=1) if kind == "inl" else 0,
+            iterations=number("num_iterations", "num_iterations_per_layer", default=1) if kind == MODEL_TYPE else 0,
             vision="vision_config" in config,
         )
 
@@ -317,7 +320,9 @@ class Architecture:
         the configuration does not explain are counted as extra_parameters.
         """
         found = cls.from_config(config)
-        if found.family == "inl" or not shapes:
+        if found.family == "inl":
+            return replace(found, stored_shapes=shapes)
+        if not shapes:
             return found
         text = {name: shape for name, shape in shapes.items() if not _belongs_to_other_modality(name)}
         first = {match[2]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
@@ -366,8 +371,6 @@ def matching(pattern: str, paths: Iterable[str]) -> list[str]:
 _MATCH_SECONDS = 1.0
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _FIRST_BLOCK = re.compile(r"^((?:.*\.)?(?:layers|h|blocks|block|layer))\.0\.(.+)$")
-_INL_CONTROLLER = 64
-"""Width of an INL controller."""
 
 
 def _modules_around(tensor: str) -> Iterator[str]:

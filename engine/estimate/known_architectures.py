@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
+from engine.inl.sizes import SIZES
 
 _KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
          "intermediate_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings")  # fmt: skip
@@ -13,11 +14,6 @@ _KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_val
 
 def _config(kind: str, *sizes: int, **more: Any) -> dict[str, Any]:
     return {"model_type": kind, **dict(zip(_KEYS, sizes, strict=True)), **more}
-
-
-def _inl(hidden: int, layers: int, iterations: int, context: int) -> dict[str, Any]:
-    sizes = _config("inl", layers, hidden, 1, 1, hidden, 4 * hidden, 50257, True, context)
-    return {**sizes, "num_iterations": iterations}
 
 
 # layers, hidden, heads, key/value heads, head size, feed-forward, vocabulary, tied, context
@@ -64,12 +60,7 @@ CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "smollm2-135m": _config("llama", 30, 576, 9, 3, 64, 1536, 49152, True, 8192),
     "smollm2-360m": _config("llama", 32, 960, 15, 5, 64, 2560, 49152, True, 8192),
     "smollm2-1.7b": _config("llama", 24, 2048, 32, 32, 64, 8192, 49152, True, 8192),
-    "inl-small": _inl(512, 6, 5, 512),
-    "inl-medium": _inl(768, 12, 7, 1024),
-    "inl-large": _inl(1024, 24, 10, 2048),
-    "inl-xlarge": _inl(1536, 32, 12, 4096),
-    "inl-3b": _inl(2048, 40, 15, 4096),
-    "inl-4b": _inl(2304, 48, 15, 4096),
+    **{name: size.config() for name, size in SIZES.items()},
 }  # fmt: skip
 
 _SUFFIXES = ("-instruct", "-it", "-chat", "-base", "-hf", "-pt")

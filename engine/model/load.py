@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from engine.config.job import AttentionImplementation, Method, Precision, Quantization
 from engine.errors import JobError
+from engine.inl.auto_classes import register_inl
 from engine.model_folder import model_error
 
 Device = Literal["cpu", "cuda"]
@@ -56,6 +57,7 @@ def load_base(
     Raises JobError: NOT_A_MODEL if transformers cannot use the model's settings; BAD_WEIGHTS if the files lack a tensor
     or have one of another shape, which would be random, or values that are not finite.
     """
+    register_inl()
     config = None if quantization is None else _bitsandbytes(quantization, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from engine.config.job import Quantization
 from engine.errors import JobError
+from engine.inl.auto_classes import register_inl
 from engine.model_folder import unmergeable_tensor
 
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -409,6 +410,7 @@ def _linear_weights(base: Path, names: Mapping[str, Any]) -> set[str]:
     """Returns the names of the base's tensors that are weights of linear layers, without the head."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    register_inl()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
     head = model.get_output_embeddings()

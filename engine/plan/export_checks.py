@@ -48,6 +48,8 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
         message = f"Only {' and '.join(OF_PYTHON)} can load what this job exports ({reasons})."
         wanted = shlex.quote(json.dumps([*formats, "merged"]))
         advice = f"Add merged to export.formats ({option('export.formats', wanted)})."
+        if architecture.family == "inl":
+            advice = "Nothing else loads INL models; the server itself answers with it, as `ftf generate` asks."
         resolved.warn("EXPORT_NOT_SERVABLE", message, advice, "export.formats")
 
 

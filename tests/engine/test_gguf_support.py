@@ -23,6 +23,7 @@ GEMMA_3: dict[str, Any] = {"model_type": "gemma3_text", "head_dim": 128, "num_hi
         ({"model_type": "gemma3", "text_config": {**GEMMA_3, "query_pre_attn_scalar": 168}}, [], "computes with 128"),
         ({"model_type": "gemma"}, [], "needs tokenizer.model"),
         ({"model_type": "gemma"}, ["tokenizer.model"], ""),
+        ({"model_type": "inl"}, [], "no INL models"),
     ],
 )
 def test_folder_shows_whether_llama_cpp_can_have_the_model(

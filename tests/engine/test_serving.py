@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_adapter_that_ends_vllm_is_refused_there_and_served_merged(lora: dict[st
     found = {each.format: each for each in servable_by(contents("adapter", "merged", **lora)) if each.reader == "vllm"}
     assert reason in found["adapter"].refusal and not found["adapter"].command
     assert found["merged"].command
+
+
+def test_package_of_an_inl_model_says_what_loads_it() -> None:
+    """transformers alone does not know its type, and servers for transformers neither."""
+    made = contents("adapter", "merged")
+    found = servable_by(replace(made, model_type="inl"))
+    refused = {each.reader for each in found if each.refusal and each.format}
+    assert refused == {"transformers", "vllm"}  # transformers: the adapter
+    loaded = [each.command for each in found if each.command]
+    assert len(loaded) == 2 and all("register_inl" in command for command in loaded)
 
 
 def local(folder: Path) -> LocalModel:

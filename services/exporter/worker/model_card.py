@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.evaluation.verdicts import is_worse
+from engine.inl.sizes import ARCHITECTURE as INL_ARCHITECTURE
 from engine.serving import Served
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, describe
@@ -145,6 +146,9 @@ def _loading(child_input: ExportInput, folder: str) -> str:
     imports = [] if full else ["from peft import PeftModel"]
     quantized = ", BitsAndBytesConfig" if not full and _needs_quantized_base(child_input) else ""
     imports.append(f"from transformers import AutoModelForCausalLM, AutoTokenizer{quantized}")
+    if child_input.model.architecture == INL_ARCHITECTURE:
+        imports.insert(0, "from engine.inl.auto_classes import register_inl  # of finetuneflow-server[trainer]")
+        imports += ["", "register_inl()"]
     lines = [*imports, "", *_model(child_input, folder), ""]
     forms = RowForms.of(child_input)
     if forms.chat:

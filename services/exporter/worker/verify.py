@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from engine.errors import SystemFailure
 from engine.file_hash import sha256_of
+from engine.inl.auto_classes import register_inl
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.comparison import SENTENCE, Bounds, Comparison, Verified, comparison_message
 from services.exporter.worker.forms import MERGED_FOLDER, Form
@@ -164,6 +165,7 @@ def _adapter_logits(
 
 
 def _load(folder: Path) -> Any:
+    register_inl()
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
     )

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.config.job import Quantization
 from engine.errors import JobError
+from engine.inl.auto_classes import register_inl
 from engine.model.adapter import load_adapter
 from engine.model.heap import return_freed_memory
 from engine.model.load import load_base
@@ -162,6 +163,7 @@ def _num_parameters(folder: Path) -> int:
 
 
 def _load(folder: Path) -> Any:
+    register_inl()
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
     )

@@ -19,7 +19,7 @@ from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample, 
 from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import DatasetFile, ExportInput
 from tests.services.exporter.conftest import random_adapter, resolved
-from tests.tiny_models import make_tiny_llama
+from tests.tiny_models import make_tiny_llama, make_tiny_tokenizer
 
 QUESTION = {"role": "user", "content": "What is it?"}
 ANSWER = {"role": "assistant", "content": "A test."}
@@ -159,3 +159,30 @@ def test_code_loads_the_quantized_base_model_of_the_training(
     assert (loaded.load_in_4bit, loaded.bnb_4bit_use_double_quant) == (True, False)
     assert loaded.bnb_4bit_compute_dtype == torch.float32
     assert said["model"].generate(**said["inputs"], max_new_tokens=2).shape[1] > said["inputs"]["input_ids"].shape[1]
+
+
+def test_code_in_model_card_loads_an_inl_model(
+    export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers alone does not know the type of the base model; the package of its merged form loads as well."""
+    from engine.inl.sizes import ARCHITECTURE, InlSize
+    from engine.model.random_weights import write_random_model
+
+    base, tokenizer = tmp_path / "base", make_tiny_tokenizer(tmp_path / "tokenizer")
+    write_random_model(InlSize(32, 2, 3, 512).config(384), base, seed=0, tokenizer=tokenizer)
+    changed = export_input.model_copy(
+        update={
+            "config": resolved(export={"formats": ["adapter", "merged"]}),
+            "model": export_input.model.model_copy(update={"path": base, "architecture": ARCHITECTURE}),
+            "adapter_dir": random_adapter(base, tmp_path / "adapter"),
+        }
+    )
+    (tmp_path / "input.json").write_text(changed.model_dump_json())
+    main(EventSink(None, None), tmp_path / "input.json")
+    codes = re.findall(r"```python\n(.*?)\n```\n", (export_input.out_dir / "README.md").read_text(), re.DOTALL)
+    assert len(codes) == 2
+    monkeypatch.chdir(export_input.out_dir)
+    for code in codes:
+        assert "\nregister_inl()\n" in code
+        exec(code.replace('base = "…"', f"base = {str(base)!r}"), said := dict[str, Any]())  # noqa: S102 - it is what a reader runs
+        assert len(said["output"]) > said["inputs"]["input_ids"].shape[1]

@@ -1,0 +1,47 @@
+"""The named sizes of INL models. Needs no torch."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+MODEL_TYPE: Final = "inl"
+ARCHITECTURE: Final = "InlForCausalLM"
+"""Its class, as config.json names it."""
+VOCABULARY: Final = 50257
+"""Number of tokens of GPT-2's tokenizer."""
+CONTROLLER_SIZE: Final = 64
+"""Hidden size of each of the four controllers of a block."""
+
+
+@dataclass(frozen=True)
+class InlSize:
+    """The dimensions of a named INL model; its feed-forward size is four times its hidden size."""
+
+    hidden: int
+    layers: int
+    iterations: int
+    """Number of integration steps of each block."""
+    context: int
+    """Maximum sequence length in tokens."""
+
+    def config(self, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+        """Returns the values of its config.json."""
+        return {
+            "model_type": MODEL_TYPE,
+            "vocab_size": vocabulary,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_iterations": self.iterations,
+            "intermediate_size": 4 * self.hidden,
+            "max_position_embeddings": self.context,
+            "tie_word_embeddings": True,
+        }
+
+
+SIZES: Final[dict[str, InlSize]] = {
+    "inl-small": InlSize(512, 6, 5, 512),
+    "inl-medium": InlSize(768, 12, 7, 1024),
+    "inl-large": InlSize(1024, 24, 10, 2048),
+    "inl-xlarge": InlSize(1536, 32, 12, 4096),
+    "inl-3b": InlSize(2048, 40, 15, 4096),
+    "inl-4b": InlSize(2304, 48, 15, 4096),
+}
