@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.evaluation.verdicts import is_worse
 from engine.inl.sizes import ARCHITECTURE as INL_ARCHITECTURE
+from engine.model_names import is_on_hub
 from engine.serving import Served
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, describe
@@ -171,7 +172,7 @@ def _model(child_input: ExportInput, folder: str) -> list[str]:
         settings = f'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={double}'
         quantized = ["# The adapter belongs to these quantized weights.", f"config = BitsAndBytesConfig({settings})"]
         option = ", quantization_config=config"
-    if "/" in model.id:
+    if is_on_hub(model.id):
         base = f'model = AutoModelForCausalLM.from_pretrained("{model.id}", revision="{model.revision}"{option})'
         return [tokenizer, *quantized, base, adapter]
     where = f'base = "…"  # the folder that `ftf models path {model.id}` prints'
