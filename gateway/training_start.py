@@ -7,6 +7,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.errors import InvalidArgument, Unimplemented, Violation
 from engine.config.spec_proto import spec_to_dict, values_to_spec
 from engine.config.start import StartSource, saved_rank, split_key, trained_datasets
+from engine.model_names import model_reference
 from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart, TrainedData
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMode
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
@@ -104,7 +105,7 @@ def _parsed(name: str, field: str) -> tuple[str, int | None]:
 
 def _base_model(spec: FineTuningJobSpec, job: Work, identity: BaseModelIdentity) -> str:
     """Returns the base model of the job, at the revision that it used. InvalidArgument if the spec names another."""
-    used = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
+    used = model_reference(identity.id, identity.revision)
     same = {used, identity.id, FineTuningJobSpec.FromString(job.merged_spec).base_model}
     if spec.base_model and not spec.base_model.startswith(TUNED) and spec.base_model not in same:
         raise _invalid(

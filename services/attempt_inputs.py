@@ -22,6 +22,7 @@ from engine.config.spec_proto import resolved_config
 from engine.data.work_limits import WorkLimits
 from engine.errors import JobError, SystemFailure, Violation
 from engine.hub_cache import ModelUses
+from engine.model_names import model_reference
 from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity
@@ -85,8 +86,7 @@ async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAcces
 
 async def checked_model(catalogue: Catalogue, identity: BaseModelIdentity, hub: HubAccess) -> ModelFiles:
     """Returns a base model with the weights of that identity. Raises as `base_model` does."""
-    reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
-    found = await fetched_model(catalogue, reference, hub)
+    found = await fetched_model(catalogue, model_reference(identity.id, identity.revision), hub)
     if found.weights_sha256 != identity.weights_sha256:
         message = f"The weights of {identity.id} on this node differ from those that preflight checked."
         advice = "Create the job again. If it happens again, ask the operator to put the same files on every node."

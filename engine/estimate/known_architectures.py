@@ -89,6 +89,8 @@ def find_known(name: str) -> Architecture | None:
 
 
 def _short(name: str) -> str:
+    # An INL model's size; its tokenizer and its seed follow.
+    name = name.partition(",")[0]
     short = name.rpartition("/")[2].partition("@")[0].lower().removeprefix("meta-")
     while ending := next((suffix for suffix in _SUFFIXES if short.endswith(suffix)), ""):
         short = short.removesuffix(ending)

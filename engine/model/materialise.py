@@ -131,7 +131,8 @@ def _rename_class(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _exit_with_stdin() -> None:
+def exit_with_stdin() -> None:
+    """Ends this process when its stdin ends: whoever started it has ended, even if it was killed."""
     # Not sys.stdin: a thread that waits in its lock would block the interpreter's exit.
     while os.read(0, 1):
         pass
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--until-stdin-ends", action="store_true", help="exit at the end of stdin")
     arguments = parser.parse_args()
     if arguments.until_stdin_ends:
-        threading.Thread(target=_exit_with_stdin, daemon=True).start()
+        threading.Thread(target=exit_with_stdin, daemon=True).start()
     try:
         materialise(arguments.gguf or packaged_gguf(), arguments.out, weights=not arguments.without_weights)
     except JobError as error:

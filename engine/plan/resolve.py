@@ -8,6 +8,7 @@ from engine.estimate.architecture import Architecture, matching
 from engine.estimate.disk import Disk
 from engine.estimate.machine import best_gpu
 from engine.estimate.memory import GIB
+from engine.inl.reference import InlReference
 from engine.plan.batching import TrainingRows, resolve_batches
 from engine.plan.free_memory import FreeMemory
 from engine.plan.resolved import Resolved
@@ -182,7 +183,9 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: Fre
     method = resolved.config.method
     if method == "auto":
         lora = resolved.config.model_copy(update={"method": "lora"})
-        if resolved.config.lora.init_lora_weights == "loftq":
+        if InlReference.parse(resolved.config.base_model):
+            method, reason = "full", "random weights have learned nothing that an adapter could build on"
+        elif resolved.config.lora.init_lora_weights == "loftq":
             method, reason = "qlora", "loftq compensates for quantization"
         elif resolved.config.lora.changes_base:
             method, reason = "lora", f"{resolved.config.lora.init_lora_weights} needs weights that are not quantized"

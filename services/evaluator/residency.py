@@ -30,6 +30,7 @@ from engine.config.job import Quantization
 from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError, Violation
 from engine.hub_cache import FolderLock, ModelUses
+from engine.model_names import model_reference
 from finetuneflow.v1.evaluator_service_pb2 import GenerateRequest, GenerateResponse, ServedModel
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.child_input import ModelFiles
@@ -240,9 +241,8 @@ class Residency:
 
     async def _fetch_model(self, served: ServedModel, uses: ModelUses) -> ModelFiles:
         wanted = served.base_model
-        reference = f"{wanted.id}@{wanted.revision}" if "/" in wanted.id else wanted.id
-        fetch = self._catalogue.fetch
-        found = await asyncio.to_thread(fetch, reference, self._hub.token, uses=uses)
+        fetch, name = self._catalogue.fetch, model_reference(wanted.id, wanted.revision)
+        found = await asyncio.to_thread(fetch, name, self._hub.token, uses=uses)
         if wanted.weights_sha256 not in ("", found.weights_sha256):
             message = f"The weights of {wanted.id} on this node differ from those that the model was trained on."
             advice = "Ask the operator to put back the files of that time."

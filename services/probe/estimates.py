@@ -21,6 +21,8 @@ from engine.estimate.matrix import matrix
 from engine.estimate.memory import GIB, Setup
 from engine.estimate.recommend import Plan, recommend
 from engine.estimate.saved_activations import Method
+from engine.inl.reference import DEFAULT_TOKENIZER, InlReference
+from engine.model_names import is_on_hub
 from engine.plan.batching import TrainingRows
 from engine.plan.intervals import resolve_intervals
 from engine.plan.resolve import resolve
@@ -110,13 +112,14 @@ class Estimates:
     def architecture(self, reference: str) -> Architecture:
         """Returns the architecture of a model in the catalogue, of a known one, or of one on the hub, in this order."""
         own = {entry.id for entry in self._catalogue.list() if entry.revision == "local"}
-        if reference in own:
-            described = self._catalogue.describe(reference)
+        inl = InlReference.parse(reference)
+        if reference in own or (inl and inl.tokenizer != DEFAULT_TOKENIZER):
+            described = self._catalogue.describe(reference, self._hub.token)
             return Architecture.of_tensors(described.config, described.shapes)
         found = find_known(reference)
         if found is not None:
             return found
-        if "/" not in reference:
+        if not is_on_hub(reference):
             self._refuse_unknown(reference, own)
         described = self._catalogue.describe(reference, self._hub.token)
         return Architecture.of_tensors(described.config, described.shapes)

@@ -12,6 +12,9 @@ from chassis.child.pipe import EventSink
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig, job_config
 from engine.config.spec_proto import resolved_config, spec_to_dict
+from engine.inl.sizes import InlSize
+from engine.model.random_weights import write_random_weights
+from engine.tokenizer_files import copy_tokenizer, num_tokens
 from finetuneflow.spec import draft_spec
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from services.probe.worker.preflight import preflight
@@ -72,6 +75,22 @@ SEEDS: Mapping[str, tuple[Mapping[str, Any], list[dict[str, str]]]] = {
         },
         TEXTS,
     ),
+    "inl-3b": (
+        {
+            "num_epochs": 10, "batch_size": 4, "learning_rate": 3e-5, "gradient_accumulation_steps": 8,
+            "warmup_steps": 1000, "scheduler": "cosine", "early_stopping_patience": 5, "method": "full",
+            "gradient_checkpointing": True, "hyperparameters": {"loss_on": "all"},
+        },
+        TEXTS,
+    ),
+    "inl-4b": (
+        {
+            "num_epochs": 10, "batch_size": 2, "learning_rate": 2e-5, "gradient_accumulation_steps": 8,
+            "warmup_steps": 1000, "scheduler": "cosine", "early_stopping_patience": 5, "method": "full",
+            "gradient_checkpointing": True, "hyperparameters": {"loss_on": "all"},
+        },
+        TEXTS,
+    ),
 }  # fmt: skip
 
 
@@ -87,6 +106,17 @@ class Recorder(EventSink):
 
     def of(self, kind: type[Message]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def tiny_inl(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inl") / "tiny"
+    folder.mkdir()
+    special = copy_tokenizer(tiny_model, folder)
+    config = InlSize(hidden=32, layers=2, iterations=3, context=128).config(num_tokens(folder))
+    (folder / "config.json").write_text(json.dumps(config | special))
+    write_random_weights(folder, 0)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +141,11 @@ def test_recipe_has_the_values_of_its_system(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_recipe_trains(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_recipe_trains(name: str, tiny_model: Path, tiny_inl: Path, tmp_path: Path) -> None:
     """A recipe that no machine of ours has run may fail at its first step."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in SEEDS[name][1]))
-    model = Catalogue(tmp_path / "home", {"tiny": tiny_model}).fetch("tiny")
+    model = Catalogue(tmp_path / "home", {"tiny": tiny_inl if name.startswith("inl-") else tiny_model}).fetch("tiny")
     files = {**vars(model), "path": str(model.path)}
     given = {"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], "recipe": name}
     out = tmp_path / "out"

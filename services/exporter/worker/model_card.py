@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.evaluation.verdicts import is_worse
 from engine.inl.sizes import ARCHITECTURE as INL_ARCHITECTURE
+from engine.model_names import is_on_hub
 from engine.serving import Served
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, describe
@@ -29,8 +30,8 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
     adapters = bool(forms) and all(form.format == "gguf_adapter" for form in forms)
     data = ModelCardData(
         # The hub refuses the name of a model that is none of its own.
-        base_model=model.id if "/" in model.id else None,
-        base_model_relation=("finetune" if full and not adapters else "adapter") if "/" in model.id else None,
+        base_model=model.id if is_on_hub(model.id) else None,
+        base_model_relation=("finetune" if full and not adapters else "adapter") if is_on_hub(model.id) else None,
         library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
         pipeline_tag=_TASK,
         license=model.license.lower() or "unknown",
@@ -209,7 +210,7 @@ def _model(child_input: ExportInput, folder: str) -> list[str]:
         quantized = ["# The adapter belongs to these quantized weights.", f"config = BitsAndBytesConfig({settings})"]
         option = ", quantization_config=config"
         adapter = f"{_UNPACKED}\n{adapter}"
-    if "/" in model.id:
+    if is_on_hub(model.id):
         base = f'model = AutoModelForCausalLM.from_pretrained("{model.id}", revision="{model.revision}"{option})'
         return [tokenizer, *quantized, base, adapter]
     where = f'base = "…"  # the folder that `ftf models path {model.id}` prints'

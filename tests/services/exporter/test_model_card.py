@@ -166,10 +166,11 @@ def test_code_in_model_card_loads_an_inl_model(
 ) -> None:
     """transformers alone does not know the type of the base model; the package of its merged form loads as well."""
     from engine.inl.sizes import ARCHITECTURE, InlSize
-    from engine.model.random_weights import write_random_model
+    from engine.model.random_weights import write_random_weights
 
-    base, tokenizer = tmp_path / "base", make_tiny_tokenizer(tmp_path / "tokenizer")
-    write_random_model(InlSize(32, 2, 3, 512).config(384), base, seed=0, tokenizer=tokenizer)
+    base = make_tiny_tokenizer(tmp_path / "base")
+    (base / "config.json").write_text(json.dumps(InlSize(32, 2, 3, 512).config(384)))
+    write_random_weights(base, 0)
     changed = export_input.model_copy(
         update={
             "config": resolved(export={"formats": ["adapter", "merged"]}),
