@@ -1,9 +1,10 @@
 """The INL causal language model.
 
-A block projects its normalised input to a context, averages the contexts of all tokens so far, and integrates a state
-and its velocity over several steps that share their weights; small networks, the controllers, set inertia, attraction,
-gate and target of each step from the average, the state and the velocity. The state is added to the residual stream,
-and a feed-forward layer follows. No token attends to another: what a token knows of earlier ones are their averages.
+A block projects its normalised input to a context, averages the contexts of all tokens so far, and integrates a state,
+which begins as the normalised input, and its velocity over several steps that share their weights; small networks, the
+controllers, set inertia, attraction, gate and target of each step from the average, the state and the velocity. The
+state is added to the residual stream, and a feed-forward layer follows. No token attends to another: what a token knows
+of earlier ones are their averages.
 """
 
 import math
@@ -150,23 +151,24 @@ class InlLayer(GradientCheckpointingLayer):
         self, hidden: torch.Tensor, tokens: _Tokens, past_key_values: InlLayerCache | None = None
     ) -> torch.Tensor:
         """Returns the residual stream after the block, [rows, length, size]."""
-        contexts = self.context(self.context_norm(hidden))
+        given = self.context_norm(hidden)
+        contexts = self.context(given)
         # Sums, states and velocities add up many small terms, which 16 bits would round away.
         exact = torch.promote_types(hidden.dtype, torch.float32)
         average = tokens.mean_so_far(contexts.to(exact), past_key_values)
-        state = self._integrated(average.to(hidden.dtype), exact)
+        state = self._integrated(given.to(exact), average.to(hidden.dtype))
         hidden = hidden + self.dropout(state.to(hidden.dtype))
         result: torch.Tensor = hidden + self.feed_forward(self.feed_forward_norm(hidden))
         return result
 
-    def _integrated(self, average: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
-        """Returns the state after all steps."""
+    def _integrated(self, state: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+        """Returns what `state` has become after all steps; it begins at rest."""
+        exact = state.dtype
         mu = self.mu.to(exact)
         steps = torch.arange(self.num_iterations, device=mu.device, dtype=exact)
         excitations = _EXCITATION * torch.sin(self.frequency.to(exact) * steps[:, None] + self.phase.to(exact))
         given = self.controllers.from_average(average)
-        # All positions start from the same state, so one row of zeros stands for them in the first step.
-        state = velocity = torch.zeros(1, 1, len(mu), device=mu.device, dtype=exact)
+        velocity = torch.zeros_like(state)
         for excitation in excitations.unbind():
             alpha, beta, gate, target = self.controllers(given, state, velocity)
             offset = state - mu

@@ -166,7 +166,7 @@ def _loading(child_input: ExportInput, folder: str) -> str:
 def _quantized(child_input: ExportInput) -> str:
     """Returns how the base model is loaded as it was in the training."""
     base = "base"
-    if "/" in child_input.model.id:
+    if is_on_hub(child_input.model.id):
         base = f'"{child_input.model.id}", revision="{child_input.model.revision}"'
     return f"""With the base model quantized as in the training, in less memory, it is loaded so instead:
 

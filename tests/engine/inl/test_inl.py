@@ -152,12 +152,13 @@ def test_a_block_computes_the_equations() -> None:
     with torch.no_grad():
         tokens = model.model._tokens(inputs, None, None, None)
         found = layer(inputs, tokens)
-        c = layer.context(layer.context_norm(inputs))[0]
+        u = layer.context_norm(inputs)
+        c = layer.context(u)[0]
         control = layer.controllers
         parts = (control.from_average, control.from_state, control.from_velocity)
         first = torch.cat([part.weight for part in parts], dim=1)
         for i in range(5):
-            h, s, v = c[: i + 1].mean(0), torch.zeros(24).double(), torch.zeros(24).double()
+            h, s, v = c[: i + 1].mean(0), u[0, i], torch.zeros(24).double()
             for t in range(4):
                 hidden = torch.relu(first @ torch.cat([h, s, v]) + control.from_average.bias)
                 a, b, g, aim = (
@@ -186,7 +187,7 @@ def test_integration_is_stable_at_the_largest_attraction() -> None:
         # A target that follows the state could drive it anywhere.
         layer.controllers.target.weight.zero_()
         layer.mu.fill_(3.0)
-        state = layer._integrated(torch.randn(1, 2, 24, dtype=torch.float64), torch.float64)
+        state = layer._integrated(*torch.randn(2, 1, 2, 24, dtype=torch.float64))
     assert state.abs().max() < 50
 
 
@@ -220,7 +221,7 @@ def test_earlier_tokens_can_be_used() -> None:
         ids[:, ::2] = 1 + _ids(32, 1, seed=seed) % (_VOCABULARY - 1)
         return ids
 
-    model = _trained(row(step) for step in range(250))
+    model = _trained(row(step) for step in range(500))
     with torch.no_grad():
         loss = model(row(10**6), labels=row(10**6)).loss.item()
     # Without them: ln 15 at two of five positions.
@@ -431,7 +432,7 @@ def test_sums_and_states_have_32_bits_in_16_bit_models() -> None:
     tokens = model._tokens(torch.empty(1, 4096, 24), None, None, None)
     seen: list[torch.dtype] = []
     layer = model.layers[0]
-    layer._integrated = lambda average, exact: (seen.append(exact), average)[1]
+    layer._integrated = lambda state, average: (seen.append(state.dtype), state)[1]
     values = torch.full((1, 4096, 24), 0.1)
     torch.testing.assert_close(tokens.mean_so_far(values, None), values, rtol=1e-4, atol=0)
     layer(torch.ones(1, 4096, 24, dtype=torch.bfloat16), tokens)
