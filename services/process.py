@@ -105,7 +105,8 @@ async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[Stage
     async def report_serving() -> None:
         # Whoever waits for this process may ask a gateway for it at once. It serves without a gateway, too.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(heartbeat.announced.wait(), _ANNOUNCED_SECONDS)
+            async with asyncio.timeout(_ANNOUNCED_SECONDS):
+                await heartbeat.announced.wait()
         await server.set_serving(not worker.draining)
 
     async def announce_drain() -> None:

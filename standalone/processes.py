@@ -76,7 +76,8 @@ class SupervisedProcess:
         """Starts the program and returns when it is ready for the first time. Raises StartFailed."""
         self._life = asyncio.create_task(self._live(), name=self.program.name)
         try:
-            await asyncio.wait_for(asyncio.shield(self._ready), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await asyncio.shield(self._ready)
         except TimeoutError:
             raise StartFailed(self._failure_message(f"is not ready after {timeout_seconds:.0f} s")) from None
 
@@ -128,7 +129,8 @@ class SupervisedProcess:
             again = f", {ends} times in a row by now" if ends > 1 else ""
             self._notify(f"{self.program.name} {manner}{again}; it starts again in {delay:g} s. Its log: {self.log}")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
             delay = min(delay * 2, self._back_off.most_seconds)
 
     async def _run_once(self) -> int:

@@ -107,7 +107,8 @@ class Reporter:
         """Waits for an event to report, at most until the next heartbeat."""
         if self._next >= self._spool.end and not self._spool.sealed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._heartbeat_seconds)
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    await self._wake.wait()
         gap = self._sent + _GAP_SECONDS - time.monotonic()
         if gap > 0 and not self._spool.sealed:
             await asyncio.sleep(gap)

@@ -214,7 +214,8 @@ class Child:
         """Waits for its end and its output. Returns the exit status, negative for a signal."""
         status = await asyncio.shield(self._exited)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._drained), self._linger_seconds)
+            async with asyncio.timeout(self._linger_seconds):
+                await asyncio.shield(self._drained)
         return status
 
     @property

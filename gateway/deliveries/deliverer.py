@@ -80,7 +80,6 @@ class Deliverer:
                     _log.warning("deliveries can't be looked for: %s", error)
                     self._seen.clear()
                 await asyncio.sleep(_PAUSE_SECONDS)
-                # Not wait_for: Python 3.11's loses a cancellation that comes together with the hint.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_SECONDS):
                         await self._hint.wait()

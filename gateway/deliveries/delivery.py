@@ -158,7 +158,6 @@ class DeliveryLoop:
     async def _idle(self, sink: Sink) -> None:
         """Waits for new events, or until the service is to hear that there are none."""
         try:
-            # Not wait_for: Python 3.11's loses a cancellation that comes together with the news.
             async with asyncio.timeout(sink.idle_seconds):
                 await self._news.wait()
         except TimeoutError:

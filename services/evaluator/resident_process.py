@@ -72,7 +72,8 @@ class Resident:
     async def wait_until_loaded(self, stall_seconds: float) -> None:
         """Waits until the model is in memory. Raises JobError if it cannot be loaded, Unavailable if the child ends."""
         try:
-            await asyncio.wait_for(asyncio.shield(self._loaded), stall_seconds)
+            async with asyncio.timeout(stall_seconds):
+                await asyncio.shield(self._loaded)
         except TimeoutError:
             self.kill(f"it did not load the model within {stall_seconds:g} seconds")
             await self._loaded
@@ -113,7 +114,8 @@ class Resident:
     async def _next_reply(self, replies: asyncio.Queue[Reply | Exception]) -> Reply | Exception:
         while True:
             try:
-                return await asyncio.wait_for(replies.get(), self._stall_seconds)
+                async with asyncio.timeout(self._stall_seconds):
+                    return await replies.get()
             except TimeoutError:
                 # An answer may wait while the child answers others.
                 if time.monotonic() - self._last_frame >= self._stall_seconds:
