@@ -140,10 +140,13 @@ def _train(client: Client, steps: int, integrations: Sequence[Mapping[str, Any]]
         },
         integrations=integrations,
     ).id
-    used = _processor_seconds(deliveries)
+    used = 0.0
     seconds = []
     for event in client.jobs.watch(job, kinds=["log"]):
         seconds.append(event.log.seconds_per_step)
+        if event.log.step == _SKIPPED:
+            # By now it has opened the trackers, and loaded the library of TensorBoard if it is the first time.
+            used = _processor_seconds(deliveries)
         if event.log.step == steps:
             break
     used = _processor_seconds(deliveries) - used
@@ -152,7 +155,7 @@ def _train(client: Client, steps: int, integrations: Sequence[Mapping[str, Any]]
         client.jobs.wait(job)
     if len(seconds) != steps:
         raise RuntimeError(f"{job} logged {len(seconds)} of {steps} steps")
-    return Run(statistics.mean(seconds[_SKIPPED:]), used / steps)
+    return Run(statistics.mean(seconds[_SKIPPED:]), used / (steps - _SKIPPED))
 
 
 def _processor_seconds(process: psutil.Process) -> float:
