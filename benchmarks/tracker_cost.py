@@ -186,7 +186,7 @@ def _row(followed: Sequence[Run], without: Sequence[Run], steps: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=10, help="the interval needs several")
     parser.add_argument("--steps", type=int, default=100, help=f"steps of a training, more than {_SKIPPED}")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="finetuneflow-bench-") as name:
