@@ -49,11 +49,20 @@ def _file(name: str) -> Iterator[dict[str, str]]:
     return map(json.loads, lines)
 
 
-def _sums(seed: int) -> Iterator[dict[str, str]]:
-    """Yields questions with short answers, each once."""
+def _pairs(seed: int) -> list[tuple[int, int]]:
     pairs = list(itertools.product(range(10, 95), repeat=2))
     random.Random(seed).shuffle(pairs)  # noqa: S311
-    return ({"question": f"What is {a} plus {b}?", "answer": f"{a} plus {b} is {a + b}."} for a, b in pairs)
+    return pairs
+
+
+def _sums(seed: int) -> Iterator[dict[str, str]]:
+    """Yields questions with short answers, each once."""
+    return ({"question": f"What is {a} plus {b}?", "answer": f"{a} plus {b} is {a + b}."} for a, b in _pairs(seed))
+
+
+def _sum_texts(seed: int) -> Iterator[dict[str, str]]:
+    """Yields short texts, each once."""
+    return ({"text": f"{a} plus {b} is {a + b}."} for a, b in _pairs(seed))
 
 
 def data_sets() -> dict[int, DataSet]:
@@ -70,7 +79,7 @@ def data_sets() -> dict[int, DataSet]:
             rows("the demo's rows", 600 + _HELD_OUT), 1, eight | {"warmup_steps": 4, "eval_steps": 15, "save_steps": 15}
         ),
         2000: DataSet(_sums(1), 1, sixteen | {"warmup_steps": 6, "eval_steps": 25, "save_steps": 25}),
-        7000: DataSet(_sums(2), 1, sixteen | {"warmup_steps": 14, "eval_steps": 70, "save_steps": 70}),
+        7000: DataSet(_sum_texts(2), 1, sixteen | {"warmup_steps": 14, "eval_steps": 70, "save_steps": 70}),
     }  # fmt: skip
 
 

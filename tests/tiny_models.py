@@ -97,6 +97,14 @@ def make_tiny_llama_tokenizer(directory: Path) -> Path:
     tokenizer.train_from_iterator(_TEXT * 4, trainer)
     saved = json.loads(tokenizer.to_str())
     saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] in specials]
+    # As those that are converted from SentencePiece: all pairs that make a token, in the order of the tokens.
+    vocabulary = saved["model"]["vocab"]
+    saved["model"]["merges"] = [
+        [token[:cut], token[cut:]]
+        for token in sorted(vocabulary, key=vocabulary.__getitem__)
+        for cut in range(1, len(token))
+        if token[:cut] in vocabulary and token[cut:] in vocabulary
+    ]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(json.dumps(saved))
     config = {

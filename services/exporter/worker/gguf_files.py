@@ -33,6 +33,7 @@ from services.exporter.worker.forms import GGUF_FOLDER, Form, GgufFile
 from services.exporter.worker.merged import merge_settings
 from services.exporter.worker.modelfile import Modelfile, modelfile
 from services.exporter.worker.row_forms import RowForms
+from services.exporter.worker.sentencepiece_tokens import is_sentencepiece, set_scores
 
 ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 _GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
@@ -165,7 +166,10 @@ def _convert_model(
 ) -> None:
     convert(child_input, source, target, type_, on_line)
     # With many tokens it takes a second to open.
-    _set_add_bos(GGUFReader(target, "r+"), adds_bos(child_input))
+    reader = GGUFReader(target, "r+")
+    _set_add_bos(reader, adds_bos(child_input))
+    if is_sentencepiece(reader):
+        set_scores(reader, child_input.model.path / "tokenizer.json")
 
 
 def convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:

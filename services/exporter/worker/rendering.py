@@ -1,7 +1,7 @@
 """The tokens that a packed tokenizer and chat template make of conversations, and the token that ends an answer."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -76,16 +76,34 @@ def check_rendering(child_input: ExportInput, folder: Path, place: str) -> int:
     """
     ours = Tokenizer(child_input.model.path, child_input.config.chat_template)
     packed = PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def packed_ids(example: Example) -> list[int]:
+        turns = [dict(ours.named(message)) for message in example.messages]
+        return list(packed.apply_chat_template(turns, tools=example.tools or None, return_dict=False))
+
+    number = _check_ids(child_input, ours, packed_ids, place)
+    _check_end(child_input, folder, packed, place)
+    return number
+
+
+def check_tokens(child_input: ExportInput, encode: Callable[[str], list[int]], place: str) -> int:
+    """Renders held-out conversations, lets `encode` make tokens of the texts, and returns their number. `place` is the
+    name of what `encode` belongs to. Raises JobError("EXPORT_DIFFERS") if one has other tokens than in the training."""
+    ours = Tokenizer(child_input.model.path, child_input.config.chat_template)
+    return _check_ids(
+        child_input, ours, lambda example: encode(ours.render(example.messages, tools=example.tools)), place
+    )
+
+
+def _check_ids(child_input: ExportInput, ours: Tokenizer, ids_of: Callable[[Example], list[int]], place: str) -> int:
     number = 0
     for row in _conversations(child_input):
         example = without_repeated_tokens(row.example, ours)
-        turns = [dict(ours.named(message)) for message in example.messages]
-        ids = list(packed.apply_chat_template(turns, tools=example.tools or None, return_dict=False))
+        ids = ids_of(example)
         if not ours.ends_special(ours.render(example.messages, tools=example.tools)):
-            ids.append(packed.eos_token_id)
-        _compare(row, _cut(child_input, ids), packed, place)
+            ids.append(ours.eos_id)
+        _compare(row, _cut(child_input, ids), ours, place)
         number += 1
-    _check_end(child_input, folder, packed, place)
     return number
 
 
@@ -116,12 +134,11 @@ def _cut(child_input: ExportInput, ids: list[int]) -> list[int]:
     return ids[-hyper.max_length :] if hyper.truncation == "keep_end" else ids[: hyper.max_length]
 
 
-def _compare(row: _Conversation, ids: list[int], packed: Any, place: str) -> None:
+def _compare(row: _Conversation, ids: list[int], ours: Tokenizer, place: str) -> None:
     for position, (trained, found) in enumerate(zip_longest(row.ids, ids)):
         if trained != found:
             tokens = [
-                "nothing" if token is None else f"{token} ({packed.decode([token])!r:.80})"
-                for token in (trained, found)
+                "nothing" if token is None else f"{token} ({ours.decode([token])!r:.80})" for token in (trained, found)
             ]
             raise _differs(
                 f"Held-out row {row.number} is rendered by {place} to other tokens than it was trained with: token "

@@ -25,6 +25,8 @@ from services.exporter.worker.comparison import Bounds, Comparison, Verified, co
 from services.exporter.worker.forms import Form, GgufFile
 from services.exporter.worker.gguf_files import ADD_BOS, adds_bos, chat_template, unrounded_file
 from services.exporter.worker.merged import merge_settings
+from services.exporter.worker.rendering import check_tokens
+from services.exporter.worker.sentencepiece_tokens import SentencePieceTokens, is_sentencepiece
 from services.exporter.worker.verify_merged import CheckpointLogits
 
 ROUNDING: Final = {"f32": 1e-5, "f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3}
@@ -355,7 +357,8 @@ def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
 
 def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -> None:
     """Compares tokens, merges, special tokens and chat template with those of the training. With equal tokens and
-    merges, and the rule for words that the converter recognized, a text has the same ids."""
+    merges, and the rule for words that the converter recognized, a text has the same ids; of a tokenizer without merges
+    the held-out conversations show it."""
     if text_of(reader, "tokenizer.chat_template") != chat_template(child_input):
         raise differs(about.file, "its chat template is another one than that of the training")
     tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
@@ -370,6 +373,8 @@ def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -
     found_merges = _texts(reader, "tokenizer.ggml.merges")
     if found_merges and found_merges != merges:
         raise differs(about.file, "its tokenizer has other merges")
+    if is_sentencepiece(reader):
+        check_tokens(child_input, SentencePieceTokens.of(reader).encode, about.file)
     field = reader.get_field("tokenizer.ggml.eos_token_id")
     if field is None or field.contents() != tokenizer.eos_id:
         raise differs(about.file, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers")
