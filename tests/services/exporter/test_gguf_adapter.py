@@ -127,7 +127,7 @@ def test_file_beside_the_base_model_is_the_trained_model(
     served = {each.reader: each.command for each in result.servable_by}
     assert served["llama.cpp"] == f"llama-server -m BASE.gguf --lora {files[0]}"
     card, report = (given.out_dir / "README.md").read_text(), (given.out_dir / "report.md").read_text()
-        assert "library_name: llama.cpp" in card
+    assert "library_name: llama.cpp" in card
     assert served["llama.cpp"] in card and served["llama.cpp"] in report
     assert f"- GGUF adapter: `{files[1]}`" in report and "beside a GGUF file of the base model" in card
 
