@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from engine.data.shards import read_shards
+from engine.evaluation.general_set import general_rows
 from engine.model.hidden_states import hidden_states
 from finetuneflow.v1.stage_result_pb2 import ExportComparison
 from services.exporter.worker.child_input import ExportInput
@@ -28,29 +29,34 @@ class ComparedRows:
     """Rows that both models read."""
 
     source: str
-    """`held_out`, `prompts` or `sentence`."""
+    """`held_out`, `prompts`, `general` or `sentence`."""
     rows: Sequence[Sequence[int]]
     """Token ids, at least two in each row."""
 
 
 def compared_rows(child_input: ExportInput, tokenizer_dir: Path) -> ComparedRows:
-    """Returns held-out rows of the job, the prompts of its evaluation if it has none, otherwise one sentence."""
+    """Returns held-out rows of the job, the prompts of its evaluation if it has none, otherwise one sentence. For a base
+    model general questions with their answers, which every installation has."""
     if child_input.held_out is not None:
         held_out = (list(row["input_ids"][:_TOKENS]) for row in read_shards(child_input.held_out))
         if rows := list(islice((row for row in held_out if len(row) > 1), _ROWS)):
             return ComparedRows("held_out", rows)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
+    if child_input.of_base:
+        general = (_prompt_ids(tokenizer, row["question"], row["answer"])[:_TOKENS] for row in general_rows())
+        return ComparedRows("general", list(islice((row for row in general if len(row) > 1), _ROWS)))
     prompts = (_prompt_ids(tokenizer, prompt)[:_TOKENS] for prompt in child_input.config.evaluation.prompts)
     if rows := list(islice((row for row in prompts if len(row) > 1), _ROWS)):
         return ComparedRows("prompts", rows)
     return ComparedRows("sentence", [list(tokenizer(SENTENCE)["input_ids"])])
 
 
-def _prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+def _prompt_ids(tokenizer: Any, prompt: str, answer: str = "") -> list[int]:
     if not tokenizer.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
+        return list(tokenizer(f"{prompt} {answer}" if answer else prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    messages += [{"role": "assistant", "content": answer}] if answer else []
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=not answer, return_dict=False))
 
 
 def logits(model: Any, rows: Iterable[Sequence[int]], on_row: Callable[[], None]) -> Iterator[torch.Tensor]:
