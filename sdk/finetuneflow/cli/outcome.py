@@ -166,8 +166,9 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         console.print(f"Tuned model {job.tuned_model}{_promotion(job)}")
 
 
-def show_forms(result: ExportResult, console: Console) -> None:
-    """Prints each form of the model in a package, how far it is from the checkpoint, and where it was pushed."""
+def show_forms(result: ExportResult, console: Console, *, original: str = "the checkpoint") -> None:
+    """Prints each form of the model in a package, how far it is from `original`, which it was made of, and where it was
+    pushed."""
     for form in result.forms:
         where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
         parts = [where, form.dtype, size(form.size_bytes)]
@@ -177,9 +178,9 @@ def show_forms(result: ExportResult, console: Console) -> None:
             parts.append(f"merged into the {form.merge_base} weights")
         found = form.comparison
         if found is None:
-            parts.append(f"compared with the checkpoint by its tensors only{form.not_run and ': '}{form.not_run}")
+            parts.append(f"compared with {original} by its tensors only{form.not_run and ': '}{form.not_run}")
         else:
-            parts.append(f"mean KL to the checkpoint {found.mean_kl:.2g} nats")
+            parts.append(f"mean KL to {original} {found.mean_kl:.2g} nats")
             parts.append(f"{found.same_next_token:.1%} equal next tokens")
             parts.append(f"largest difference {found.max_difference:.2g}")
         if form.num_rendered_rows:

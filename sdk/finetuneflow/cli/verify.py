@@ -48,7 +48,9 @@ def verify(
             console.print(f"{each.fault.replace('_', ' '):<12}{each.path}: {each.message}", style="red")
         if found.manifest_sha256:
             good = f"{count(found.num_files, 'file')}, {size(found.size_bytes)}, as {package}'s manifest says."
-            console.print(f"{good} Job {found.job_id}." if found.job_id else good)
+            # A base model has no job.
+            named = "Export" if found.job_id.startswith("ex_") else "Job"
+            console.print(f"{good} {named} {found.job_id}." if found.job_id else good)
             console.print(_signature(found), style=None if found.passed else "red")
         if found.passed:
             console.print("The package is what its manifest says.")

@@ -87,14 +87,21 @@ def test_documents_name_the_model_and_claim_no_training(llama: Path, tmp_path: P
     files = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
     assert {name for name in files if not name.startswith("merged/")} == DOCUMENTS
     card, report = (out / "README.md").read_text(), (out / "report.md").read_text()
-    assert "The base model `tiny` (revision `r1`), exported by FineTuneFlow in export\n`ex_01`. It was not trained" in card
+    assert (
+        "The base model `tiny` (revision `r1`), exported by FineTuneFlow in export\n`ex_01`. It was not trained" in card
+    )
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in card and "license: mit" in card
     assert "vllm serve ./merged" in card and "apply_chat_template" in card
     assert f"- SHA-256 of its weights: {'0' * 64}" in report and "- Merged: " in report and "float16" in report
     for text in (card, report):
-        assert not {"metrics.json", "training_config.json", "fine-tune of", "loss", "step"} & {*text.split(), *(
-            part for part in ("metrics.json", "training_config.json", "fine-tune of", "loss", " step ") if part in text
-        )}
+        assert not {"metrics.json", "training_config.json", "fine-tune of", "loss", "step"} & {
+            *text.split(),
+            *(
+                part
+                for part in ("metrics.json", "training_config.json", "fine-tune of", "loss", " step ")
+                if part in text
+            ),
+        }
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["job_id"], manifest["step"]) == (EXPORT, 0)
     checked = check_package(out / ZIP)
@@ -110,7 +117,10 @@ def test_gguf_file_has_the_numbers_of_the_base_model(llama: Path, tmp_path: Path
     original = load_file(llama / "model.safetensors")
     for form, dtype in ((f32, torch.float32), (f16, torch.float16)):
         tensors = {tensor.name: tensor for tensor in GGUFReader(out / form.gguf.file).tensors}
-        for ours, theirs in (("token_embd.weight", "model.embed_tokens.weight"), ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight")):
+        for ours, theirs in (
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
+        ):
             found = torch.from_numpy(tensors[ours].data.copy())
             assert torch.equal(found, original[theirs].to(dtype)), (form.dtype, ours)
         assert form.comparison.rows == "general" and form.comparison.mean_kl <= form.comparison.max_mean_kl
