@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import FailedPrecondition, InvalidArgument, Unimplemented, Violation
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.conflicts import export_conflicts, push_conflicts
@@ -27,7 +27,6 @@ from engine.config.job import (
 )
 from engine.config.section import NAME_PATTERN
 from engine.config.spec_proto import config_to_spec, spec_to_dict
-from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
 from finetuneflow.v1 import export_service_pb2 as export_api

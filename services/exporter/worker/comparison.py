@@ -35,8 +35,8 @@ class ComparedRows:
 
 
 def compared_rows(child_input: ExportInput, tokenizer_dir: Path) -> ComparedRows:
-    """Returns held-out rows of the job, the prompts of its evaluation if it has none, otherwise one sentence. For a base
-    model general questions with their answers, which every installation has."""
+    """Returns held-out rows of the job, the prompts of its evaluation if it has none, otherwise one sentence.
+    For a base model general questions with their answers, which every installation has."""
     if child_input.held_out is not None:
         held_out = (list(row["input_ids"][:_TOKENS]) for row in read_shards(child_input.held_out))
         if rows := list(islice((row for row in held_out if len(row) > 1), _ROWS)):

@@ -14,9 +14,9 @@ from finetuneflow.package_signature import SIGNATURE
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, form_of
 from services.exporter.worker.metrics import curve, metrics, training_config
-from services.exporter.worker.model_card import model_card, base_model_card
+from services.exporter.worker.model_card import base_model_card, model_card
 from services.exporter.worker.plots import draw_changes, draw_losses
-from services.exporter.worker.report import report, base_model_report
+from services.exporter.worker.report import base_model_report, report
 from services.exporter.worker.row_changes import CHANGES, loss_changes
 from services.exporter.worker.row_forms import RowForms
 from services.exporter.worker.serving import served_by

@@ -1,6 +1,7 @@
 """Tests of the export of a base model, which no job has trained: its weights, its documents, and what is refused."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from engine.config.job import base_model_config
-from engine.data.block_tokenizer import TokenRows  # noqa: F401
 from engine.errors import JobError
-from engine.inl.sizes import SIZES
+from engine.inl.sizes import ARCHITECTURE, InlSize
+from engine.model.random_weights import write_random_weights
 from finetuneflow.package_check import check_package
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from services.child_input import ModelFiles
@@ -22,7 +23,7 @@ from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import ExportInput, JobOrigin
 from services.exporter.worker.package import ZIP
 from tests.services.exporter.test_package import RecordingSink
-from tests.tiny_models import CHATML, make_tiny_llama
+from tests.tiny_models import CHATML, make_tiny_llama, make_tiny_tokenizer
 
 DOCUMENTS = {"README.md", "manifest.json", "report.md", ZIP}
 EXPORT = "ex_01"
@@ -39,7 +40,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def export(model: Path, tmp_path: Path, **settings: Any) -> tuple[ExportResult, Path]:
+def export(model: Path, tmp_path: Path, architecture: str = "", **settings: Any) -> tuple[ExportResult, Path]:
     config = base_model_config("tiny")
     config = config.model_copy(
         update={
@@ -50,7 +51,14 @@ def export(model: Path, tmp_path: Path, **settings: Any) -> tuple[ExportResult, 
     )
     given = ExportInput(
         config=config,
-        model=ModelFiles(path=model, id="tiny", revision="r1", weights_sha256="0" * 64, license="MIT"),
+        model=ModelFiles(
+            path=model,
+            id="tiny",
+            revision="r1",
+            weights_sha256="0" * 64,
+            license="MIT",
+            architecture=architecture,
+        ),
         adapter_dir=model,
         of_base=True,
         out_dir=tmp_path / "out",
@@ -93,15 +101,8 @@ def test_documents_name_the_model_and_claim_no_training(llama: Path, tmp_path: P
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in card and "license: mit" in card
     assert "vllm serve ./merged" in card and "apply_chat_template" in card
     assert f"- SHA-256 of its weights: {'0' * 64}" in report and "- Merged: " in report and "float16" in report
-    for text in (card, report):
-        assert not {"metrics.json", "training_config.json", "fine-tune of", "loss", "step"} & {
-            *text.split(),
-            *(
-                part
-                for part in ("metrics.json", "training_config.json", "fine-tune of", "loss", " step ")
-                if part in text
-            ),
-        }
+    for absent in ("metrics.json", "training_config.json", "fine-tune of", "loss", " step "):
+        assert absent not in card + report
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["job_id"], manifest["step"]) == (EXPORT, 0)
     checked = check_package(out / ZIP)
@@ -130,3 +131,48 @@ def test_gguf_file_has_the_numbers_of_the_base_model(llama: Path, tmp_path: Path
     assert served["ollama"] == "ollama create tiny -f gguf/Modelfile && ollama run tiny"
     with zipfile.ZipFile(out / ZIP) as archive:
         assert "gguf/Modelfile" in archive.namelist()
+
+
+@pytest.mark.long
+def test_model_without_a_chat_template_gets_none(llama: Path, tmp_path: Path) -> None:
+    """A template of ours would make others ask the model in a form that it has never read."""
+    bare = tmp_path / "bare"
+    shutil.copytree(llama, bare)
+    (bare / "chat_template.jinja").unlink()
+    result, out = export(bare, tmp_path, formats=["merged", "gguf"], gguf_types=["f16"])
+    assert [form.comparison.rows for form in result.forms] == ["general", "general"]
+    assert AutoTokenizer.from_pretrained(out / "merged").chat_template is None
+    reader = GGUFReader(out / "gguf" / "tiny-f16.gguf")
+    assert reader.get_field("tokenizer.chat_template") is None
+    assert not (out / "gguf" / "Modelfile").exists() and "apply_chat_template" not in (out / "README.md").read_text()
+    (ollama,) = [each for each in result.servable_by if each.reader == "ollama"]
+    assert ollama.refusal == "the package has no Modelfile, because the base model has no chat template"
+
+
+def test_model_that_cannot_be_converted_is_refused(llama: Path, tmp_path: Path) -> None:
+    """A KeyError would read as an error of ours, and advice to export the adapter as a joke."""
+    quantized = tmp_path / "fp8"
+    shutil.copytree(llama, quantized)
+    tensors = load_file(quantized / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, quantized / "model.safetensors", {"format": "pt"})
+    with pytest.raises(JobError) as caught:
+        export(quantized, tmp_path, formats=["merged"])
+    assert caught.value.reason == "MERGE_UNSUPPORTED"
+    assert f"{name} in the number format F8_E4M3, which cannot be converted" in caught.value.message
+
+
+@pytest.mark.long
+def test_inl_model_is_exported_as_merged_only(tmp_path: Path) -> None:
+    """It has weights like any other; llama.cpp has no such model."""
+    base = make_tiny_tokenizer(tmp_path / "inl")
+    (base / "config.json").write_text(json.dumps(InlSize(32, 2, 3, 512).config(384)))
+    write_random_weights(base, 0)
+    result, out = export(base, tmp_path, ARCHITECTURE, formats=["merged"])
+    original, found = load_file(base / "model.safetensors"), load_file(out / "merged" / "model.safetensors")
+    assert original.keys() == found.keys() and all(torch.equal(found[name], each) for name, each in original.items())
+    assert result.forms[0].comparison.rows == "general"
+    assert "\nregister_inl()\n" in (out / "README.md").read_text()
+    with pytest.raises(JobError, match=r"llama\.cpp has no INL models"):
+        export(base, tmp_path, ARCHITECTURE, formats=["gguf"], gguf_types=["f16"])
