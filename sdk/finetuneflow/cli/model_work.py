@@ -454,7 +454,7 @@ def _show_result(work: Work, console: Console) -> None:
             console.print(f"Tuned       {shortened(sample.model_output)}")
     elif work.result is not None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
-        show_forms(work.result, console, original="the checkpoint" if work.job_id else "the base model")
+        show_forms(work.result, console, of_job=bool(work.job_id))
         show_serving(work.result, console)
         console.print(f"\nDownload the package: {ftf(f'download {work.id}')}")
 

@@ -166,9 +166,10 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         console.print(f"Tuned model {job.tuned_model}{_promotion(job)}")
 
 
-def show_forms(result: ExportResult, console: Console, *, original: str = "the checkpoint") -> None:
-    """Prints each form of the model in a package, how far it is from `original`, which it was made of, and where it was
-    pushed."""
+def show_forms(result: ExportResult, console: Console, *, of_job: bool = True) -> None:
+    """Prints each form of the model in a package, how far it is from the checkpoint, or from the base model that was
+    exported without a job, and where it was pushed."""
+    original = "the checkpoint" if of_job else "the base model"
     for form in result.forms:
         where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
         parts = [where, form.dtype, size(form.size_bytes)]
@@ -184,7 +185,8 @@ def show_forms(result: ExportResult, console: Console, *, original: str = "the c
             parts.append(f"{found.same_next_token:.1%} equal next tokens")
             parts.append(f"largest difference {found.max_difference:.2g}")
         if form.num_rendered_rows:
-            parts.append(f"{count(form.num_rendered_rows, 'held-out conversation')} rendered to the trained tokens")
+            rendered, tokens = ("held-out", "the trained") if of_job else ("general", "its")
+            parts.append(f"{count(form.num_rendered_rows, f'{rendered} conversation')} rendered to {tokens} tokens")
         names = {"GGUF": "GGUF", "GGUF_ADAPTER": "GGUF LoRA"}
         name = names.get(form.format, form.format.capitalize())
         console.print(f"{name:<12}{', '.join(parts)}")

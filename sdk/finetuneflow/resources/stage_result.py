@@ -523,8 +523,9 @@ class ExportedForm(Resource):
     """Comparison with the checkpoint. None if the form was not run (`not_run`): then only its tensors were compared."""
     num_rendered_rows: int
     """Number of held-out conversations, at most 64, that the tokenizer and the chat template in its folder were seen to
-    render to the ids that were prepared for the job. 0: the job has no held-out conversations, an earlier version
-    prepared them without their texts, or it is a base model's."""
+    render to the ids that were prepared for the job; of a base model general ones, and the ids of the model's own
+    tokenizer. 0: the job has no held-out conversations, an earlier version prepared them without their texts, or the
+    base model has no chat template."""
     gguf: GgufFile | None
     """For GGUF and GGUF_ADAPTER the file; each file is a form of its own. None: another format."""
     not_run: str

@@ -1,6 +1,6 @@
 """Compares the next-token probabilities of two models on the same rows, one model in memory at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from engine.evaluation.general_set import general_rows
 from engine.model.hidden_states import hidden_states
 from finetuneflow.v1.stage_result_pb2 import ExportComparison
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.rendering import general_conversations
 
 SENTENCE: Final = "The quick brown fox jumps over the lazy dog."
 _ROWS: Final = 64
@@ -43,20 +44,23 @@ def compared_rows(child_input: ExportInput, tokenizer_dir: Path) -> ComparedRows
             return ComparedRows("held_out", rows)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
     if child_input.of_base:
-        general = (_prompt_ids(tokenizer, row["question"], row["answer"])[:_TOKENS] for row in general_rows())
-        return ComparedRows("general", list(islice((row for row in general if len(row) > 1), _ROWS)))
+        general = [each.ids[:_TOKENS] for each in general_conversations(child_input)]
+        return ComparedRows("general", general or [_text_ids(tokenizer, row) for row in islice(general_rows(), _ROWS)])
     prompts = (_prompt_ids(tokenizer, prompt)[:_TOKENS] for prompt in child_input.config.evaluation.prompts)
     if rows := list(islice((row for row in prompts if len(row) > 1), _ROWS)):
         return ComparedRows("prompts", rows)
     return ComparedRows("sentence", [list(tokenizer(SENTENCE)["input_ids"])])
 
 
-def _prompt_ids(tokenizer: Any, prompt: str, answer: str = "") -> list[int]:
+def _text_ids(tokenizer: Any, row: Mapping[str, str]) -> list[int]:
+    return list(tokenizer(f"{row['question']} {row['answer']}")["input_ids"])[:_TOKENS]
+
+
+def _prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     if not tokenizer.chat_template:
-        return list(tokenizer(f"{prompt} {answer}" if answer else prompt)["input_ids"])
+        return list(tokenizer(prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]
-    messages += [{"role": "assistant", "content": answer}] if answer else []
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=not answer, return_dict=False))
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
 def logits(model: Any, rows: Iterable[Sequence[int]], on_row: Callable[[], None]) -> Iterator[torch.Tensor]:

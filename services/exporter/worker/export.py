@@ -38,7 +38,8 @@ MEDIA_TYPES = {
 def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
     if child_input.of_base:
-        child_input = _with_format(child_input)
+        with sink.ticking():
+            child_input = _with_format(child_input)
     # A pause takes effect after this stage: it is shorter than to do it again.
     phases = Phases(sink, phases_of(pushed=child_input.config.export.hub is not None), pausable=False)
     child_input.out_dir.mkdir(parents=True, exist_ok=True)
@@ -168,8 +169,7 @@ def _verify(
                 child_input, scratch / form.path, f"{form.path}/" if form.path else "the package"
             )
             for form in forms
-            # A base model was trained on no rows of ours.
-            if not form.gguf and not child_input.of_base
+            if not form.gguf
         }
         failpoint("export.verified")
     shutil.rmtree(scratch)

@@ -19,6 +19,7 @@ from engine.model.random_weights import write_random_weights
 from finetuneflow.package_check import check_package
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from services.child_input import ModelFiles
+from services.exporter.worker import package
 from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import ExportInput, JobOrigin
 from services.exporter.worker.package import ZIP
@@ -83,10 +84,28 @@ def test_merged_form_has_the_bits_of_the_base_model(llama: Path, tmp_path: Path)
     tokenizer = AutoTokenizer.from_pretrained(out / "merged")
     assert tokenizer.chat_template == CHATML
     (form,) = result.forms
-    assert (form.path, form.dtype, form.merge_base, form.num_rendered_rows) == ("merged", "bfloat16", "", 0)
+    assert (form.path, form.dtype, form.merge_base, form.num_rendered_rows) == ("merged", "bfloat16", "", 64)
     compared = form.comparison
     assert (compared.rows, compared.num_rows) == ("general", 64) and compared.num_positions > 640
     assert compared.mean_kl <= compared.max_mean_kl and compared.same_next_token > 0.9
+
+
+def test_template_that_renders_other_tokens_is_not_published(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of two models that both read the wrong tokens would agree."""
+    write = package.write_tokenizer
+
+    def changed(child_input: ExportInput, folder: Path) -> None:
+        write(child_input, folder)
+        (folder / "chat_template.jinja").write_text(
+            CHATML.replace("message['content'] +", "message['content'] + ' ' +")
+        )
+
+    monkeypatch.setattr(package, "write_tokenizer", changed)
+    with pytest.raises(JobError, match=r"General question 1 is rendered by merged/ to other tokens than by the base"):
+        export(llama, tmp_path, formats=["merged"])
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
 
 
 def test_documents_name_the_model_and_claim_no_training(llama: Path, tmp_path: Path) -> None:
