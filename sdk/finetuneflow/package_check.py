@@ -198,6 +198,11 @@ class _Zip(_Files):
             yield source
 
 
+def kind_of(job_id: str) -> str:
+    """Returns what the `job_id` of a manifest names: a `job`, or the `export` of a base model, which no job trained."""
+    return "export" if job_id.startswith("ex_") else "job"
+
+
 def unsafe_path(path: str) -> bool:
     """Returns True for a path that does not stay, on every system, inside the folder it is joined to."""
     parts = path.split("/")
@@ -334,7 +339,8 @@ def _signature(
             raise BadSignature("there is no manifest.json that it could be about")
         statement = check(signature, data, keys)
         if (statement.job_id, statement.step) != (manifest.job_id, manifest.step):
-            raise BadSignature(f"it is for {statement.job_id}, step {statement.step}, not for the manifest's")
+            named = f"{kind_of(statement.job_id)} {statement.job_id}, step {statement.step}"
+            raise BadSignature(f"it is for {named}, not for the manifest's")
     except BadSignature as error:
         return (Signature.NOT_CHECKED, "", key) if keys is None else (Signature.INVALID, str(error), key)
     return Signature.VALID, "", key

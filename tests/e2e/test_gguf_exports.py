@@ -42,7 +42,7 @@ def test_base_model_is_exported_and_its_package_verified(system: System, client:
     shown = ftf(system, "export", "tiny-llama", "--format", "merged", "--format", "gguf", "--out", str(out))
     assert "Merged      merged/, float32" in shown and "mean KL to the base model 0 nats" in shown
     assert "GGUF        gguf/tiny-llama-q8_0.gguf, q8_0" in shown and "ollama create tiny-llama -f gguf/Model" in shown
-    assert "compares it with the base model" in shown
+    assert "compares it with the base model" in shown and "64 general conversations rendered to its tokens" in shown
     (made, *_) = client.exports.list(limit=1)
     assert (made.model, made.job_id, made.state) == ("tiny-llama", "", "SUCCEEDED") and made.result is not None
     assert [form.comparison.rows for form in made.result.forms if form.comparison] == ["general", "general"]
