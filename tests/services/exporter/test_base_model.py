@@ -169,7 +169,7 @@ def test_model_without_a_chat_template_gets_none(llama: Path, tmp_path: Path) ->
 
 
 def test_model_that_cannot_be_converted_is_refused(llama: Path, tmp_path: Path) -> None:
-    """A KeyError would read as an error of ours, and advice to export the adapter as a joke."""
+    """A KeyError would read as an error of ours, and there is no adapter to advise instead."""
     quantized = tmp_path / "fp8"
     shutil.copytree(llama, quantized)
     tensors = load_file(quantized / "model.safetensors")
