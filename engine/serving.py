@@ -70,6 +70,8 @@ class Contents:
     """Path of the first GGUF file in the package."""
     gguf_adapter_file: str = UNNAMED_GGUF_ADAPTER
     """Path of the first GGUF file with the adapter alone."""
+    of_base: bool = False
+    """True for a base model, which no job has trained."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,10 @@ def _llama_cpp(contents: Contents) -> tuple[str, str]:
 
 def _ollama(contents: Contents) -> tuple[str, str]:
     if not contents.has_chat_template:
-        return "the package has no Modelfile, because no rows were conversations", ""
-    return "", f"ollama create {MODEL_NAME} -f {GGUF_FOLDER}/{MODELFILE} && ollama run {MODEL_NAME}"
+        why = "the base model has no chat template" if contents.of_base else "no rows were conversations"
+        return f"the package has no Modelfile, because {why}", ""
+    name = shlex.quote(contents.base.rpartition("/")[2].lower()) if contents.of_base else MODEL_NAME
+    return "", f"ollama create {name} -f {GGUF_FOLDER}/{MODELFILE} && ollama run {name}"
 
 
 def _llama_cpp_adapter(contents: Contents) -> tuple[str, str]:

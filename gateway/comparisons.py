@@ -69,13 +69,18 @@ async def _found(
     session: AsyncSession, tenant: str, catalogue: Catalogue, name: str, field: str
 ) -> tuple[Work | None, ComparedModel]:
     if not name.startswith(TUNED):
-        try:
-            catalogue.check(name)
-        except JobError as error:
-            problem = f"{error.message} A job's model is named `ft:<job_id>`."
-            raise NotFound("MODEL_NOT_FOUND", problem, [Violation(field, problem)]) from error
-        return None, ComparedModel(id=name, base_model=BaseModelIdentity(id=name))
+        return None, find_base_model(catalogue, name, field)
     return await _tuned(session, tenant, name, field)
+
+
+def find_base_model(catalogue: Catalogue, name: str, field: str) -> ComparedModel:
+    """Returns a base model; `field` is the path of its name in the request. Raises NotFound."""
+    try:
+        catalogue.check(name)
+    except JobError as error:
+        problem = f"{error.message} A job's model is named `ft:<job_id>`."
+        raise NotFound("MODEL_NOT_FOUND", problem, [Violation(field, problem)]) from error
+    return ComparedModel(id=name, base_model=BaseModelIdentity(id=name))
 
 
 async def find_judges(

@@ -88,7 +88,7 @@ def export(row: SavedResult, work: Work) -> Export:
     out = Export(**_of_result(row, work))
     out.spec.CopyFrom(resolved_spec(work).export)
     if work.comparison is not None and row.id == work.id:
-        # It packs another checkpoint than the best one.
+        # It packs another checkpoint than the best one, or a base model.
         out.model = Comparison.FromString(work.comparison).model.id
     out.formats.extend(out.spec.formats)
     if row.result is not None:
@@ -112,7 +112,7 @@ def _of_result(row: SavedResult, work: Work) -> dict[str, Any]:
     """The fields that both resources have."""
     fields: dict[str, Any] = {
         "id": row.id,
-        # An evaluation of a base model alone is about no job; its row refers to itself.
+        # Work about a base model alone is about no job; its row refers to itself.
         "job_id": "" if row.job_id == row.id else row.job_id,
         "model": f"ft:{row.job_id}",
         "create_time": timestamp(row.create_time),

@@ -405,8 +405,9 @@ def default_display_name(config: JobConfig) -> str:
     return f"{config.base_model} on {shown}"[:128]
 
 
-def evaluation_config(base_model: str) -> JobConfig:
-    """Returns the settings of an evaluation of a base model alone: those of the default recipe, without rows."""
+def base_model_config(base_model: str) -> JobConfig:
+    """Returns the settings of an evaluation or export of a base model alone: those of the default recipe, without
+    rows."""
     return JobConfig.model_validate(merge(recipe("default").values, {"base_model": base_model}))
 
 

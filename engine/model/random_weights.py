@@ -20,7 +20,7 @@ def write_random_weights(folder: Path, seed: int) -> None:
     """Writes random float32 weights of the model that config.json in `folder` describes, beside its tokenizer.
 
     The initial values are those of the architecture in transformers; the same seed gives the same ones, on processors
-    with other vector instructions only if ATEN_CPU_CAPABILITY is `default` for this process.
+    with other vector instructions only if torch is told to use none, as the catalogue does.
 
     Raises JobError: those of `refuse_unsafe`; NOT_A_MODEL if transformers has no causal language model for the
     configuration, or if the tokenizer has more tokens than its vocabulary.

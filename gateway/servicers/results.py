@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import FailedPrecondition, InvalidArgument, Unimplemented, Violation
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.conflicts import export_conflicts, push_conflicts
@@ -21,13 +21,12 @@ from engine.config.job import (
     CONVERTED_TYPES,
     PUSH_USE,
     JobConfig,
-    evaluation_config,
+    base_model_config,
     unsupported,
     with_section,
 )
 from engine.config.section import NAME_PATTERN
 from engine.config.spec_proto import config_to_spec, spec_to_dict
-from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
 from finetuneflow.v1 import export_service_pb2 as export_api
@@ -35,11 +34,11 @@ from finetuneflow.v1 import export_service_pb2_grpc as export_grpc
 from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.export_pb2 import Export
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportFormat, ExportSpec
 from finetuneflow.v1.work_pb2 import ComparedModel, Comparison
 from gateway import views
 from gateway.access.callers import tenant_of
-from gateway.comparisons import find_comparison, find_judges
+from gateway.comparisons import find_base_model, find_comparison, find_judges
 from gateway.evaluation_rows import refuse_without_rows, rows_page
 from gateway.gguf_types import check_gguf_types
 from gateway.harness_tasks import check_harness_tasks
@@ -69,6 +68,12 @@ from gateway.work.projection import new_result
 Context = grpc.aio.ServicerContext[Any, Any]
 _Message = TypeVar("_Message", Evaluation, Export)
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_OF_ADAPTERS: Final = {
+    ExportFormat.EXPORT_FORMAT_UNSPECIFIED: "adapter",
+    ExportFormat.EXPORT_FORMAT_ADAPTER: "adapter",
+    ExportFormat.EXPORT_FORMAT_GGUF_ADAPTER: "gguf_adapter",
+}
+"""Formats of the adapter alone, with their names."""
 _CLEARABLE = ("prompts", "metrics", "graders", "gate", "questions", "json_schema")
 """Fields of an EvaluationSpec whose default is that there is none."""
 
@@ -91,14 +96,20 @@ class Results(Generic[_Message]):
         self._message: Callable[[SavedResult, Work], _Message] = message
 
     async def create(self, request: export_api.CreateExportRequest, tenant: str) -> _Message:
-        """Creates work about a job's model. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition,
-        Unimplemented."""
+        """Creates work about a job's model or a base model. Raises AlreadyExists, InvalidArgument, NotFound,
+        FailedPrecondition."""
         check_text(request.spec)
         _check_secrets_of_push(request)
         model = request.model
-        job_id, step = _checkpoint_of(model, self._catalogue)
+        base = None
+        if model and not model.startswith(TUNED):
+            base = find_base_model(self._catalogue, model, "model")
+            _check_export_of_base(request)
 
         async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
+            if base is not None:
+                return None, Comparison(model=base)
+            job_id, step = _checkpoint_of(model)
             job = await trained_job(session, job_id, tenant)
             if step is None:
                 return job, None
@@ -242,8 +253,8 @@ class Results(Generic[_Message]):
         if job is not None:
             config = resolved_settings(job)
         else:
-            assert comparison is not None  # noqa: S101 - an export is always one of a job
-            config = evaluation_config(comparison.model.id)
+            assert comparison is not None  # noqa: S101 - without a job it is about a base model
+            config = base_model_config(comparison.model.id)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
@@ -354,21 +365,39 @@ def _secrets_given(request: export_api.CreateExportRequest) -> Iterator[Message]
         yield export_api.CreateExportRequest(secrets=request.secrets)
 
 
-def _checkpoint_of(model: str, catalogue: Catalogue) -> tuple[str, int | None]:
+def _check_export_of_base(request: export_api.CreateExportRequest) -> None:
+    """Raises InvalidArgument for what only the export of a tuned model can have, and without formats: the default is
+    the adapter."""
+    spec, model, found = request.spec, request.model[:80], []
+    if not spec.formats:
+        problem = f"is empty; {model!r} is a base model, so no job has a default: name merged, gguf, or both"
+        found.append(Violation("spec.formats", problem))
+    for index, format_ in enumerate(spec.formats):
+        if format_ in _OF_ADAPTERS:
+            name = _OF_ADAPTERS[format_]
+            problem = f"is {name}; {model!r} is a base model and has no adapter: name merged, gguf, or both"
+            found.append(Violation(f"spec.formats[{index}]", problem))
+    if spec.HasField("merge_base"):
+        problem = f"is about an adapter that is merged; {model!r} is a base model and has none, so remove it"
+        found.append(Violation("spec.merge_base", problem))
+    if spec.HasField("hub"):
+        problem = (
+            f"is for tuned models; {model!r} is a base model, which is its publisher's: download the package, and push "
+            "it yourself if its licence allows that"
+        )
+        found.append(Violation("spec.hub", problem))
+    if found:
+        raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}.", found)
+
+
+def _checkpoint_of(model: str) -> tuple[str, int | None]:
     """Returns the job's id, and the step or None for its best one, of `ft:<job_id>` or `ft:<job_id>@<step>`.
 
-    Raises InvalidArgument, NotFound, Unimplemented.
+    Raises InvalidArgument.
     """
-    if not model.startswith(TUNED):
-        if not model:
-            raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`.", [Violation("model", "empty")])
-        try:
-            catalogue.check(model)
-        except JobError as error:
-            problem = f"{error.message} A job's model is named `ft:<job_id>`."
-            raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
-        problem = f"{model[:80]!r} is a base model, which is not available here yet; name `ft:<job_id>`, a job's model."
-        raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
+    if not model:
+        problem = "is empty; name `ft:<job_id>`, `ft:<job_id>@<step>` or a base model"
+        raise InvalidArgument("INVALID_MODEL", f"model {problem}.", [Violation("model", problem)])
     named = split_name(model)
     if named is None:
         problem = f"is {model[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`"

@@ -189,8 +189,8 @@ class WorkerRequests:
 
     async def _assignment(self, decision: Decision, attempt: Attempt) -> Assignment:
         work, session = decision.work, decision.session
-        # A job is not deleted before everything that is made of its model has ended. An evaluation of a base model
-        # alone has none; its spec is an EvaluationSpec.
+        # A job is not deleted before everything that is made of its model has ended. Work about a base model
+        # alone has none; its spec is an EvaluationSpec or an ExportSpec.
         job = work if work.job_id is None else await session.get_one(Work, work.job_id)
         spec = FineTuningJobSpec.FromString(job.spec if job.kind == FINE_TUNING_JOB.name else b"")
         assignment = Assignment(

@@ -1,4 +1,4 @@
-"""Packages made from tuned models."""
+"""Packages made from tuned models and base models."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class AsyncExports(AsyncModelWork[Export]):
         secrets: Mapping[str, str] | None = None,
         request_id: str = "",
     ) -> Export:
-        """Packs the model of a job whose training has finished.
+        """Packs the model of a job whose training has finished, or a base model.
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; or `ft:<job_id>@<step>`, a
-                checkpoint that the job still has.
+                checkpoint that the job still has; or a base model.
             formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`, `gguf_adapter`. Default:
-                the job's own.
+                the job's own. Required for a base model, which has no adapter: `merged`, `gguf`, or both.
             dtype: Number format of the weights of `merged`: `float32`, `bfloat16` or `float16`; empty: that of the base
-                model's weights. Default: the job's own.
+                model's weights. Default: the job's own; for a base model that of each of its weights.
             merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
                 it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
             gguf_types: Types of the files of `gguf` and `gguf_adapter`, several at once: `f32`, `f16`, `bf16`, `q8_0`,
@@ -77,8 +77,8 @@ class AsyncExports(AsyncModelWork[Export]):
             NotFound: There is no such model, checkpoint or secret.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
             InvalidArgument: A value is unknown, a setting of a form is set without that form, no running exporter can
-                make these GGUF types, or hub has no repository or no secret.
-            Unimplemented: A base model, which is not available here yet.
+                make these GGUF types, hub has no repository or no secret; or for a base model formats is empty or has
+                an adapter, or merge_base or hub is set.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("formats", formats)

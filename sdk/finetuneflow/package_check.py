@@ -82,7 +82,8 @@ class PackageCheck:
     package: str
     """The path that was checked."""
     job_id: str
-    """The fine-tuning job that the manifest names; empty if the manifest cannot be read."""
+    """The fine-tuning job that the manifest names, or the export (`ex_…`) of a base model; empty if the manifest cannot
+    be read."""
     num_files: int
     """Number of files whose bytes are those of the manifest."""
     size_bytes: int
@@ -195,6 +196,11 @@ class _Zip(_Files):
     def opened(self, path: str) -> Iterator[IO[bytes]]:
         with self._archive.open(path) as source:
             yield source
+
+
+def kind_of(job_id: str) -> str:
+    """Returns what the `job_id` of a manifest names: a `job`, or the `export` of a base model, which no job trained."""
+    return "export" if job_id.startswith("ex_") else "job"
 
 
 def unsafe_path(path: str) -> bool:
@@ -333,7 +339,8 @@ def _signature(
             raise BadSignature("there is no manifest.json that it could be about")
         statement = check(signature, data, keys)
         if (statement.job_id, statement.step) != (manifest.job_id, manifest.step):
-            raise BadSignature(f"it is for job {statement.job_id}, step {statement.step}, not for the manifest's")
+            named = f"{kind_of(statement.job_id)} {statement.job_id}, step {statement.step}"
+            raise BadSignature(f"it is for {named}, not for the manifest's")
     except BadSignature as error:
         return (Signature.NOT_CHECKED, "", key) if keys is None else (Signature.INVALID, str(error), key)
     return Signature.VALID, "", key

@@ -34,8 +34,9 @@ class Statement:
     public_key: str
     """The key of the export, base64."""
     job_id: str
+    """The fine-tuning job; for a base model the export, whose id no job has."""
     step: int
-    """Step of the checkpoint that is packed."""
+    """Step of the checkpoint that is packed; 0 for a base model."""
     purpose: str = _PURPOSE
 
     def canonical(self) -> bytes:

@@ -725,7 +725,7 @@ class Reason(OpenEnum):
 
     MERGE_UNSUPPORTED = "MERGE_UNSUPPORTED"
     """The adapter changes something that the weights of the base model cannot hold, or these have a number format that
-    cannot be merged. Caller: export it as ADAPTER."""
+    cannot be merged or converted. Caller: export it as ADAPTER; of base models, export one in 16 or 32 bits."""
 
     GGUF_UNSUPPORTED = "GGUF_UNSUPPORTED"
     """The model or its adapter cannot be exported as GGUF, or llama.cpp would compute another one; the message names

@@ -7,6 +7,7 @@ from services.exporter.worker.child_input import ExportKey
 
 def export_key(operator: SigningKey, job_id: str, step: int) -> ExportKey:
     """Returns the key of the export of a job's checkpoint: the same each time, so that the package has the same bytes.
+    For a base model `job_id` is the id of the export, which no job has, and `step` 0.
 
     Whoever has it can sign packages of that checkpoint, and nothing else.
     """

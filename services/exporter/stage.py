@@ -1,4 +1,5 @@
-"""Stage 4 in the supervisor: gives the child the best checkpoint, the base model and the job's figures."""
+"""Stage 4 in the supervisor: gives the child the best checkpoint, the base model and the job's figures; for the export
+of a base model alone that model."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,13 +14,14 @@ from engine.config.job import JobConfig
 from engine.config.spec_proto import spec_to_dict
 from finetuneflow.v1.event_pb2 import StageCompleted
 from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
-from finetuneflow.v1.stage_result_pb2 import EvaluationResult
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import (
     base_model,
     best_checkpoint,
     child_command,
     evaluation_rows,
+    fetched_model,
     held_out_shard,
     held_out_texts,
     job_configuration,
@@ -31,7 +33,7 @@ from services.exporter.settings import ExporterSettings
 from services.exporter.signing import export_key
 from services.exporter.worker.child_input import AdapterBelow, DatasetFile, ExportInput, JobOrigin
 from services.exporter.worker.row_forms import RowForms
-from services.hub_access import job_access
+from services.hub_access import HubAccess, job_access
 
 
 class ExportStage:
@@ -62,6 +64,8 @@ class ExportStage:
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
+        if assignment.comparison.HasField("model") and not assignment.comparison.model.HasField("checkpoint"):
+            return await self._export_of_base(assignment, config, workdir, hub)
         merged = bool({"merged", "gguf", "gguf_adapter"} & {*config.export.formats})
         chat = RowForms.of_data(assignment.preflight.training_data).chat
         job_id = assignment.fine_tuning_job_id
@@ -93,6 +97,29 @@ class ExportStage:
         # Packing and forward passes of a few rows: a GPU would only be taken away from a training.
         reads = [child_input.model.path, libllama]
         return child_command(self._settings, child_input, workdir, reads, gpus=0)
+
+    async def _export_of_base(
+        self, assignment: Assignment, config: JobConfig, workdir: Path, hub: HubAccess
+    ) -> ChildCommand:
+        model = await fetched_model(self._catalogue, assignment.comparison.model.base_model.id, hub)
+        named = model.id.rpartition("/")[2]
+        # No job is concerned, so the id is the export's.
+        export_id, step = assignment.fine_tuning_job_id, 0
+        child_input = ExportInput(
+            # All weights are in the model's own files, as those of a training with method full are.
+            config=config.model_copy(update={"method": "full", "display_name": named[:128]}),
+            model=model,
+            adapter_dir=model.path,
+            of_base=True,
+            out_dir=workdir / "out",
+            job=JobOrigin(id=export_id, create_time=assignment.create_time.ToJsonString()),
+            preflight=PreflightResult(),
+            training=TrainingResult(),
+            evaluation=EvaluationResult(),
+            signing=export_key(self._signing_key, export_id, step) if self._signing_key else None,
+            libllama=self._libllama(config),
+        )
+        return child_command(self._settings, child_input, workdir, [model.path, child_input.libllama], gpus=0)
 
     def _libllama(self, config: JobConfig) -> Path | None:
         """Returns the folder of the library, if the export asks for a type that it makes."""

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 from gguf import GGUFReader
+from safetensors.torch import load_file
 
 from finetuneflow import Client
 from tests.e2e.conftest import System
@@ -32,6 +34,36 @@ def test_finished_job_is_exported_for_llama_cpp_and_ollama(
     reader = GGUFReader(out / form.gguf.file)
     assert len(reader.tensors) == 21
     assert (out / "gguf" / "Modelfile").read_text().startswith(f"FROM ./{Path(form.gguf.file).name}\nTEMPLATE")
+
+
+def test_base_model_is_exported_and_its_package_verified(system: System, client: Client, tmp_path: Path) -> None:
+    """The child is confined: it may read the model of this machine, and write its package only."""
+    out = tmp_path / "out"
+    shown = ftf(system, "export", "tiny-llama", "--format", "merged", "--format", "gguf", "--out", str(out))
+    assert "Merged      merged/, float32" in shown and "mean KL to the base model 0 nats" in shown
+    assert "GGUF        gguf/tiny-llama-q8_0.gguf, q8_0" in shown and "ollama create tiny-llama -f gguf/Model" in shown
+    assert "compares it with the base model" in shown and "64 general conversations rendered to its tokens" in shown
+    (made, *_) = client.exports.list(limit=1)
+    assert (made.model, made.job_id, made.state) == ("tiny-llama", "", "SUCCEEDED") and made.result is not None
+    assert [form.comparison.rows for form in made.result.forms if form.comparison] == ["general", "general"]
+    original = load_file(system.home / "tiny-llama" / "model.safetensors")
+    found = load_file(out / "merged" / "model.safetensors")
+    assert original.keys() == found.keys()
+    assert all(torch.equal(found[name], each) for name, each in original.items())
+    assert not list(out.rglob("*metrics*")) and not list(out.rglob("training*"))
+    key = system.home / "signing-key.pub.pem"
+    checked = ftf(system, "verify", str(out), "--key", str(key))
+    assert f"Export {made.id}." in checked and "The package is what its manifest says." in checked
+    listed, told = ftf(system, "exports", "list"), ftf(system, "exports", "get", made.id)
+    assert made.id in listed and "Model       tiny-llama\n" in told and "Made by" not in told
+    ftf(system, "exports", "download", made.id, str(tmp_path / "again"), "--form", "gguf")
+    assert sorted(file.name for file in (tmp_path / "again").rglob("*") if file.is_file()) == [
+        "Modelfile",
+        "tiny-llama-q8_0.gguf",
+    ]
+    refused = ftf(system, "export", "tiny-llama", "--format", "gguf_adapter", code=2)
+    assert not refused
+    ftf(system, "exports", "delete", made.id)
 
 
 def test_finished_job_is_exported_as_an_adapter_in_gguf(

@@ -585,8 +585,52 @@ async def test_unknown_model_is_not_found_and_nearest_alias_is_named(servers: Re
             found = (refused.code, refused.reason, refused.fields)
             assert found == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", ("model",))
             assert hint in refused.message
-    base = await refusal(servers.exports.CreateExport(export_api.CreateExportRequest(model="org/name@main")))
-    assert (base.code, base.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+
+
+async def test_base_model_is_exported_without_a_job(servers: ResultServers) -> None:
+    """Whoever compares a tuned model with its base on his own machine needs both in the same form."""
+    spec = ExportSpec(formats=[MERGED], dtype="bfloat16")
+    asked = export_api.CreateExportRequest(model="smollm2-135m", spec=spec, request_id="one")
+    made = (await servers.exports.CreateExport(asked)).export
+    assert (made.model, made.job_id, list(made.formats)) == ("smollm2-135m", "", [MERGED])
+    assert (made.spec.dtype, made.max_attempts) == ("bfloat16", 3)
+    assert (await servers.exports.CreateExport(asked)).export.id == made.id, "a repeated call makes no second one"
+    worker = await servers.worker()
+    given = worker.assignment
+    assert given.fine_tuning_job_id == made.id and not given.HasField("preflight") and not given.HasField("training")
+    assert given.comparison.model.base_model.id == "smollm2-135m"
+    assert not given.comparison.model.HasField("checkpoint")
+    assert list(given.resolved_spec.export.formats) == [MERGED]
+    await worker.complete()
+    got = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export
+    assert (got.state, got.job_id, got.model) == (JobState.JOB_STATE_SUCCEEDED, "", "smollm2-135m")
+    listed = await servers.exports.ListExports(export_api.ListExportsRequest())
+    assert [each.id for each in listed.exports] == [made.id]
+    await servers.exports.DeleteExport(export_api.DeleteExportRequest(export_id=made.id))
+    assert not (await servers.exports.ListExports(export_api.ListExportsRequest())).exports
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields"),
+    [
+        (ExportSpec(), ("spec.formats",)),
+        (ExportSpec(dtype="float16"), ("spec.formats",)),
+        (ExportSpec(formats=[MERGED, ADAPTER]), ("spec.formats[1]",)),
+        (ExportSpec(formats=[ExportFormat.EXPORT_FORMAT_UNSPECIFIED]), ("spec.formats[0]",)),
+        (ExportSpec(formats=[GGUF_ADAPTER]), ("spec.formats[0]",)),
+        (ExportSpec(formats=[MERGED], merge_base="trained"), ("spec.merge_base",)),
+        (ExportSpec(formats=[MERGED], hub=HubPush(repo_id="org/name")), ("spec.hub",)),
+        (ExportSpec(formats=[MERGED], gguf_types=["f16"]), ("spec.gguf_types",)),
+        (ExportSpec(formats=[GGUF], dtype="float16"), ("spec.dtype",)),
+    ],
+)
+async def test_base_model_is_refused_what_needs_a_training(
+    servers: ResultServers, spec: ExportSpec, fields: tuple[str, ...]
+) -> None:
+    """A package without the form that was asked for would be noticed where it is served."""
+    request = export_api.CreateExportRequest(model="org/name@main", spec=spec)
+    refused = await refusal(servers.exports.CreateExport(request))
+    assert (refused.code.name, refused.reason, refused.fields) == ("INVALID_ARGUMENT", "INVALID_CONFIG", fields)
 
 
 async def test_job_resolved_by_another_version_is_refused_with_advice(servers: ResultServers) -> None:

@@ -416,6 +416,26 @@ async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeW
     assert (await prepared("without")).held_out is None
 
 
+async def test_export_of_a_base_model_reads_that_model_alone(node: NodeWithJob, tmp_path: Path) -> None:
+    """It has no job, whose checkpoint, rows or figures could be read, and its package is signed as one of its own."""
+    file = tmp_path / "signing-key.pem"
+    make_signing_key(file)
+    full = node.assignment
+    given = Assignment(job_id="ex_1", fine_tuning_job_id="ex_1", tenant="default", resolved_spec=full.resolved_spec)
+    given.resolved_spec.export.formats[:] = ["EXPORT_FORMAT_MERGED"]
+    given.comparison.model.CopyFrom(ComparedModel(id="tiny", base_model=BaseModelIdentity(id="tiny")))
+    exporter = ExporterSettings(home=node.home, models=node.models, signing_key_file=file)
+    command = await export_stage(exporter).prepare(given, node.workdir, node.store, {})
+    child_input = read(ExportInput, command)
+    assert child_input.of_base and child_input.adapter_dir == child_input.model.path == node.models["tiny"]
+    assert child_input.model.weights_sha256 and (child_input.config.method, child_input.packed_step) == ("full", 0)
+    assert child_input.signing is not None
+    assert (child_input.job.id, child_input.signing.statement.job_id, child_input.signing.statement.step) == (
+        "ex_1", "ex_1", 0,
+    )  # fmt: skip
+    assert node.models["tiny"] in command.reads
+
+
 async def test_evaluator_without_the_task_of_the_harness_says_what_to_set(node: NodeWithJob) -> None:
     """Another evaluator may have it; without these words an operator would search the task's file."""
     evaluator = EvaluatorSettings(home=node.home, models=node.models, node_id="evaluator-2")

@@ -44,7 +44,9 @@ Methods = Evaluations | Exports
 _Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job.", callback=not_empty
+        metavar="MODEL",
+        help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job; or a base model.",
+        callback=not_empty,
     ),
 ]
 _EVALUATION_OPTIONS = {
@@ -85,14 +87,7 @@ _Detach = Annotated[bool, typer.Option("--detach", "-d", help="Create it without
 
 def evaluate(
     ctx: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job; or a base model.",
-            callback=not_empty,
-        ),
-    ],
+    model: _Model,
     data: Annotated[
         list[str] | None,
         typer.Option(help="File, dataset id or hf://OWNER/NAME of rows. Repeatable. Default: the job's held-out rows."),
@@ -189,7 +184,8 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help="Format of the package: adapter, merged, gguf or gguf_adapter. Repeatable. Default: the job's.",
+            help="Format of the package: adapter, merged, gguf or gguf_adapter. Repeatable. Default: the job's; a base "
+            "model needs merged or gguf.",
         ),
     ] = None,
     dtype: Annotated[
@@ -230,7 +226,7 @@ def export(
     detach: _Detach = False,
     json: Json = False,
 ) -> None:
-    """Export the model of a job again."""
+    """Export the model of a job again, or a base model."""
     about_push = {"private": private, "revision": revision, "commit_message": commit_message}
     hub = {name: value for name, value in about_push.items() if value is not None}
     if push is None and (hub or token_secret is not None):
@@ -458,7 +454,7 @@ def _show_result(work: Work, console: Console) -> None:
             console.print(f"Tuned       {shortened(sample.model_output)}")
     elif work.result is not None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
-        show_forms(work.result, console)
+        show_forms(work.result, console, of_job=bool(work.job_id))
         show_serving(work.result, console)
         console.print(f"\nDownload the package: {ftf(f'download {work.id}')}")
 

@@ -166,8 +166,10 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         console.print(f"Tuned model {job.tuned_model}{_promotion(job)}")
 
 
-def show_forms(result: ExportResult, console: Console) -> None:
-    """Prints each form of the model in a package, how far it is from the checkpoint, and where it was pushed."""
+def show_forms(result: ExportResult, console: Console, *, of_job: bool = True) -> None:
+    """Prints each form of the model in a package, how far it is from the checkpoint, or from the base model that was
+    exported without a job, and where it was pushed."""
+    original = "the checkpoint" if of_job else "the base model"
     for form in result.forms:
         where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
         parts = [where, form.dtype, size(form.size_bytes)]
@@ -177,13 +179,14 @@ def show_forms(result: ExportResult, console: Console) -> None:
             parts.append(f"merged into the {form.merge_base} weights")
         found = form.comparison
         if found is None:
-            parts.append(f"compared with the checkpoint by its tensors only{form.not_run and ': '}{form.not_run}")
+            parts.append(f"compared with {original} by its tensors only{form.not_run and ': '}{form.not_run}")
         else:
-            parts.append(f"mean KL to the checkpoint {found.mean_kl:.2g} nats")
+            parts.append(f"mean KL to {original} {found.mean_kl:.2g} nats")
             parts.append(f"{found.same_next_token:.1%} equal next tokens")
             parts.append(f"largest difference {found.max_difference:.2g}")
         if form.num_rendered_rows:
-            parts.append(f"{count(form.num_rendered_rows, 'held-out conversation')} rendered to the trained tokens")
+            rendered, tokens = ("held-out", "the trained") if of_job else ("general", "its")
+            parts.append(f"{count(form.num_rendered_rows, f'{rendered} conversation')} rendered to {tokens} tokens")
         names = {"GGUF": "GGUF", "GGUF_ADAPTER": "GGUF LoRA"}
         name = names.get(form.format, form.format.capitalize())
         console.print(f"{name:<12}{', '.join(parts)}")

@@ -11,7 +11,7 @@ import typer
 
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
 from finetuneflow.cli.session import Json, count, session, size
-from finetuneflow.package_check import PackageCheck, Signature, check_package
+from finetuneflow.package_check import PackageCheck, Signature, check_package, kind_of
 from finetuneflow.package_signature import SIGNATURE, read_keys
 
 
@@ -48,7 +48,8 @@ def verify(
             console.print(f"{each.fault.replace('_', ' '):<12}{each.path}: {each.message}", style="red")
         if found.manifest_sha256:
             good = f"{count(found.num_files, 'file')}, {size(found.size_bytes)}, as {package}'s manifest says."
-            console.print(f"{good} Job {found.job_id}." if found.job_id else good)
+            named = f" {kind_of(found.job_id).capitalize()} {found.job_id}."
+            console.print(good + named if found.job_id else good)
             console.print(_signature(found), style=None if found.passed else "red")
         if found.passed:
             console.print("The package is what its manifest says.")

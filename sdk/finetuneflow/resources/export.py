@@ -1,4 +1,4 @@
-"""Packages made from finished models."""
+"""Packages made from tuned models and base models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetuneflow.resources.work import ModelWork
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ModelWork):
-    """A package made from a tuned model; `artifacts.list(export.id)` lists its files."""
+    """A package made from a tuned model or a base model; `artifacts.list(export.id)` lists its files."""
 
     formats: tuple[ExportFormat, ...]
     """Formats of the package."""

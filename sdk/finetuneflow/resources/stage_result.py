@@ -456,11 +456,12 @@ class ExportFormat(OpenEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportComparison(Resource):
-    """The next-token probabilities of an exported form, compared with those of the checkpoint on the same rows."""
+    """The next-token probabilities of an exported form, compared with those of the checkpoint on the same rows; for a
+    base model the checkpoint is the model itself."""
 
     rows: str
-    """What was read: `held_out` rows of the job, its evaluation's `prompts` if it has none, otherwise one
-    `sentence`."""
+    """What was read: `held_out` rows of the job, its evaluation's `prompts` if it has none, otherwise one `sentence`;
+    for a base model `general`, questions and answers that every installation has."""
     num_rows: int
     """Number of rows; at most 64, of each the first 512 tokens."""
     num_positions: int
@@ -497,7 +498,7 @@ class GgufFile(Resource):
     Q4_K and Q6_K, and Q5_0 and Q8_0 in their place for tensors whose rows are no multiple of 256 numbers."""
     modelfile: str
     """Path of the Modelfile for Ollama in the package, which begins with the first file. Empty: no rows
-    were conversations."""
+    were conversations, or the base model that is exported has no chat template."""
     modelfile_gaps: tuple[str, ...]
     """Lines that the Modelfile should have and lacks, each with its reason (warning MODELFILE_INCOMPLETE):
     `TEMPLATE: …`."""
@@ -522,8 +523,9 @@ class ExportedForm(Resource):
     """Comparison with the checkpoint. None if the form was not run (`not_run`): then only its tensors were compared."""
     num_rendered_rows: int
     """Number of held-out conversations, at most 64, that the tokenizer and the chat template in its folder were seen to
-    render to the ids that were prepared for the job. 0: the job has no held-out conversations, or an earlier version
-    prepared them without their texts."""
+    render to the ids that were prepared for the job; of a base model general ones, and the ids of the model's own
+    tokenizer. 0: the job has no held-out conversations, an earlier version prepared them without their texts, or the
+    base model has no chat template."""
     gguf: GgufFile | None
     """For GGUF and GGUF_ADAPTER the file; each file is a form of its own. None: another format."""
     not_run: str

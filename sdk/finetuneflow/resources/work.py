@@ -12,12 +12,12 @@ from finetuneflow.resources.job import AttemptSummary, Fault, JobState, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWork(Resource):
-    """An evaluation or an export of a job's model, in the state in which it was read."""
+    """An evaluation or an export of a model, in the state in which it was read."""
 
     id: str
     """`ev_` or `ex_` and 26 characters, sortable by creation."""
     job_id: str
-    """The fine-tuning job whose model it is about. Empty for an evaluation of a base model alone."""
+    """The fine-tuning job whose model it is about. Empty for a base model alone."""
     model: str
     """The model it is about: `ft:<job_id>`, `ft:<job_id>@<step>` or a base model."""
     spec: dict[str, Any]

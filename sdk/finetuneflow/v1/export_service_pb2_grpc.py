@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ExportServiceStub(object):
-    """Packages made from tuned models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    """Packages made from tuned models and base models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
     domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
@@ -74,16 +74,16 @@ class ExportServiceStub(object):
 
 
 class ExportServiceServicer(object):
-    """Packages made from tuned models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    """Packages made from tuned models and base models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
     domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     def CreateExport(self, request, context):
-        """Packs a finished job's model again, for instance in another form, and starts it.
+        """Packs a finished job's model again, for instance in another form, or a base model, and starts it.
         Idempotent by request_id. NOT_FOUND: no such model, no such checkpoint, or it was deleted when newer ones were saved. FAILED_PRECONDITION: the job has not finished training, or
         another version resolved its settings and this one does not accept them.
-        RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
-        UNIMPLEMENTED: a base model, or a format that is not available yet.
+        INVALID_ARGUMENT: a setting without the form that it is about; for a base model also no formats, an adapter, merge_base
+        or hub. RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +184,7 @@ def add_ExportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExportService(object):
-    """Packages made from tuned models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    """Packages made from tuned models and base models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
     domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 

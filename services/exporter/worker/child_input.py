@@ -56,7 +56,7 @@ class AdapterBelow(Strict):
 
 
 class JobOrigin(Strict):
-    """Facts about the job that the package states."""
+    """Facts about the job, or the export of a base model, that the package states."""
 
     id: str
     create_time: str
@@ -95,7 +95,10 @@ class ExportInput(ChildInput):
     """The resolved configuration."""
     model: ModelFiles
     adapter_dir: Path
-    """The checkpoint that is packed."""
+    """The checkpoint that is packed; for a base model its folder, as if a training with method full had left it."""
+    of_base: bool = False
+    """True for a base model, which no job has trained: `job` has the export's own id and time, and `preflight`,
+    `training` and `evaluation` are empty."""
     step: int | None = None
     """Its step, if that is another one than the job's best. Then `evaluation` and `evaluation_rows` are empty: they are
     about the best one."""
@@ -119,5 +122,10 @@ class ExportInput(ChildInput):
 
     @property
     def packed_step(self) -> int:
-        """The step of the checkpoint that is packed."""
+        """The step of the checkpoint that is packed; 0 for a base model."""
         return self.training.best_step if self.step is None else self.step
+
+    @property
+    def original(self) -> str:
+        """What the forms are compared with, in a sentence."""
+        return "the base model" if self.of_base else "the checkpoint"

@@ -1,6 +1,6 @@
 """Compares the next-token probabilities of two models on the same rows, one model in memory at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from engine.data.shards import read_shards
+from engine.evaluation.general_set import general_rows
 from engine.model.hidden_states import hidden_states
 from finetuneflow.v1.stage_result_pb2 import ExportComparison
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.rendering import general_conversations
 
 SENTENCE: Final = "The quick brown fox jumps over the lazy dog."
 _ROWS: Final = 64
@@ -28,22 +30,30 @@ class ComparedRows:
     """Rows that both models read."""
 
     source: str
-    """`held_out`, `prompts` or `sentence`."""
+    """`held_out`, `prompts`, `general` or `sentence`."""
     rows: Sequence[Sequence[int]]
     """Token ids, at least two in each row."""
 
 
 def compared_rows(child_input: ExportInput, tokenizer_dir: Path) -> ComparedRows:
-    """Returns held-out rows of the job, the prompts of its evaluation if it has none, otherwise one sentence."""
+    """Returns held-out rows of the job, the prompts of its evaluation if it has none, otherwise one sentence.
+    For a base model general questions with their answers, which every installation has."""
     if child_input.held_out is not None:
         held_out = (list(row["input_ids"][:_TOKENS]) for row in read_shards(child_input.held_out))
         if rows := list(islice((row for row in held_out if len(row) > 1), _ROWS)):
             return ComparedRows("held_out", rows)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
+    if child_input.of_base:
+        general = [each.ids[:_TOKENS] for each in general_conversations(child_input)]
+        return ComparedRows("general", general or [_text_ids(tokenizer, row) for row in islice(general_rows(), _ROWS)])
     prompts = (_prompt_ids(tokenizer, prompt)[:_TOKENS] for prompt in child_input.config.evaluation.prompts)
     if rows := list(islice((row for row in prompts if len(row) > 1), _ROWS)):
         return ComparedRows("prompts", rows)
     return ComparedRows("sentence", [list(tokenizer(SENTENCE)["input_ids"])])
+
+
+def _text_ids(tokenizer: Any, row: Mapping[str, str]) -> list[int]:
+    return list(tokenizer(f"{row['question']} {row['answer']}")["input_ids"])[:_TOKENS]
 
 
 def _prompt_ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError
 from engine.file_hash import sha256_of
+from engine.model_folder import unmergeable_tensor
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
-from finetuneflow.v1.stage_result_pb2 import ExportedForm, ExportResult, GgufFile
+from finetuneflow.v1.stage_result_pb2 import DataStatistics, ExportedForm, ExportResult, GgufFile, PreflightResult
 from services.exporter.phases import phases_of
 from services.exporter.worker import package
 from services.exporter.worker.child_input import ExportInput
@@ -34,6 +37,9 @@ MEDIA_TYPES = {
 
 def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
+    if child_input.of_base:
+        with sink.ticking():
+            child_input = _with_format(child_input)
     # A pause takes effect after this stage: it is shorter than to do it again.
     phases = Phases(sink, phases_of(pushed=child_input.config.export.hub is not None), pausable=False)
     child_input.out_dir.mkdir(parents=True, exist_ok=True)
@@ -57,7 +63,7 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
             package.write_manifest(child_input, files)
             package.write_zip(files, archive, _bytes_of(phases, "packing"))
 
-        phases.enter("verifying", "loads the package and compares it with the checkpoint")
+        phases.enter("verifying", f"loads the package and compares it with {child_input.original}")
         exported = _verify(sink, child_input, forms, archive, scratch, sources, phases)
 
         phases.enter("publishing")
@@ -75,10 +81,25 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     )
 
 
+def _with_format(child_input: ExportInput) -> ExportInput:
+    """Returns the input with the format of the rows that a base model reads, as if preflight had found them:
+    conversations if it has a chat template."""
+    chat = Tokenizer(child_input.model.path).has_own_template
+    data = DataStatistics(format="chat" if chat else "text")
+    return child_input.model_copy(update={"preflight": PreflightResult(training_data=data)})
+
+
 def _write_forms(child_input: ExportInput, files: Path, sources: Path, phases: Phases) -> list[Form]:
     """Writes each form that is asked for, with the tokenizer beside it; to a folder of `sources` for each format of
     GGUF files what these are made of."""
     formats, forms = child_input.config.export.formats, []
+    if child_input.of_base and (found := unmergeable_tensor(child_input.model.path)):
+        name, dtype = found
+        raise JobError(
+            "MERGE_UNSUPPORTED",
+            f"The base model has {name} in the number format {dtype}, which cannot be converted.",
+            "Export a base model in 16 or 32 bits.",
+        )
     if "gguf" in formats:
         from services.exporter.worker.gguf_files import check_gguf, write_gguf, write_source
 
@@ -116,7 +137,9 @@ def _write_tokenizer(child_input: ExportInput, folder: Path) -> None:
     from services.exporter.worker.rendering import write_generation_config
 
     package.write_tokenizer(child_input, folder)
-    write_generation_config(child_input, folder)
+    # That of a base model was copied with its weights, and names what ends its answers.
+    if not child_input.of_base:
+        write_generation_config(child_input, folder)
 
 
 def _bytes_of(phases: Phases, name: str) -> Callable[[int, int], None]:
@@ -155,8 +178,8 @@ def _verify(
             sink.emit(
                 Warning(
                     reason="VERIFIED_WITHOUT_MODEL",
-                    message=f"The form {form.name} was compared with the checkpoint tensor by tensor, but not run: "
-                    f"{not_run}.",
+                    message=f"The form {form.name} was compared with {child_input.original} tensor by tensor, but not "
+                    f"run: {not_run}.",
                     advice="Give the exporter more memory if it lacks some; else try the model before you serve it.",
                 )
             )

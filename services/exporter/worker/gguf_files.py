@@ -144,11 +144,11 @@ def _merge_base(child_input: ExportInput) -> str:
 
 
 def file_name(child_input: ExportInput) -> str:
-    """Returns how the names of the job's GGUF files begin: with its display name, or that of the base model if nobody
+    """Returns how the names of the GGUF files begin: with the job's display name, or that of the base model if nobody
     gave it one, so that the name of a dataset does not make them long."""
     config, model = child_input.config, child_input.model
     named = config.display_name
-    if named == default_display_name(config):
+    if not child_input.of_base and named == default_display_name(config):
         named = f"{model.id.rpartition('/')[2]}-tuned"
     return re.sub(r"[^a-z0-9._]+", "-", named.lower())[:60].strip("-.") or "model"
 

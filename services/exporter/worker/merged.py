@@ -28,9 +28,11 @@ class MergeSettings:
 
 
 def merge_settings(child_input: ExportInput) -> MergeSettings:
-    """Returns the settings of the job's merged form."""
+    """Returns the settings of the merged form."""
     export = child_input.config.export
     dtype: torch.dtype | None = getattr(torch, export.dtype) if export.dtype else None
+    if child_input.of_base:
+        return MergeSettings(child_input.model.path, None, dtype, None)
     if child_input.config.method == "full":
         # Trained weights have float32, whatever the base model has.
         dtype = dtype or getattr(torch, dtype_of(weight_files(child_input.model.path)))

@@ -58,6 +58,49 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
         outcome += f" **Regression shown:** {escape(evaluation.shown_regression, 500)}"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
+    text = f"""\
+{method_title(child_input.config)} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
+in job `{child_input.job.id}`, step {child_input.packed_step:,}. {built}{outcome}
+`report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
+`manifest.json` the SHA-256 of every file; `generation_config.json` names the tokens that end an answer.
+Signature: {signature(child_input)} The licence is the base model's."""
+    return _card(child_input, data, text, forms, served, weights=weights)
+
+
+def base_model_card(child_input: ExportInput, forms: Sequence[Form], served: Sequence[Served]) -> str:
+    """The card of a base model, which no job has trained."""
+    model = child_input.model
+    gguf = all(form.gguf for form in forms)
+    known = is_on_hub(model.id)
+    data = ModelCardData(
+        base_model=model.id if known else None,
+        base_model_relation="quantized" if known and gguf else None,
+        library_name=_library(full=True, gguf=gguf),
+        pipeline_tag=_TASK,
+        license=model.license.lower() or "unknown",
+        tags=["finetuneflow"],
+        model_name=child_input.config.display_name,
+    )
+    text = f"""\
+The base model `{model.id}` (revision `{model.revision}`), exported by FineTuneFlow in export
+`{child_input.job.id}`. It was not trained: the weights are those of that model, in the forms below.
+`report.md` names the model by the SHA-256 of its weights, `manifest.json` has the SHA-256 of every file.
+Signature: {signature(child_input)} The licence is the model's."""
+    return _card(child_input, data, text, forms, served, weights=False)
+
+
+def _card(
+    child_input: ExportInput,
+    data: ModelCardData,
+    text: str,
+    forms: Sequence[Form],
+    served: Sequence[Served],
+    *,
+    weights: bool,
+) -> str:
+    """Returns metadata and text with what loads and serves the forms. `weights`: the top folder has weights."""
+    merged = next((form for form in forms if form.format == "merged"), None)
+    files = [form for form in forms if form.gguf]
     loading = [_loading(child_input, ".")] if weights else []
     if merged is not None:
         loading.append(_loading_merged(child_input, merged, alone=not weights))
@@ -71,11 +114,7 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
 
 # {escape(child_input.config.display_name)}
 
-{method_title(child_input.config)} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
-in job `{child_input.job.id}`, step {child_input.packed_step:,}. {built}{outcome}
-`report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
-`manifest.json` the SHA-256 of every file; `generation_config.json` names the tokens that end an answer.
-Signature: {signature(child_input)} The licence is the base model's.
+{text}
 
 ## Loading it
 

@@ -14,9 +14,9 @@ from finetuneflow.package_signature import SIGNATURE
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, form_of
 from services.exporter.worker.metrics import curve, metrics, training_config
-from services.exporter.worker.model_card import model_card
+from services.exporter.worker.model_card import base_model_card, model_card
 from services.exporter.worker.plots import draw_changes, draw_losses
-from services.exporter.worker.report import report
+from services.exporter.worker.report import base_model_report, report
 from services.exporter.worker.row_changes import CHANGES, loss_changes
 from services.exporter.worker.row_forms import RowForms
 from services.exporter.worker.serving import served_by
@@ -103,9 +103,13 @@ def write_tokenizer(child_input: ExportInput, folder: Path) -> None:
 
 
 def write_documents(child_input: ExportInput, folder: Path, forms: Sequence[Form]) -> None:
-    """Settings, figures, report, plot and model card."""
+    """Settings, figures, report, plot and model card; of a base model, which was not trained, report and card only."""
     adapter = adapter_config(child_input)
     served = served_by(child_input, adapter, forms)
+    if child_input.of_base:
+        (folder / "report.md").write_text(base_model_report(child_input, forms, served), "utf-8")
+        (folder / "README.md").write_text(base_model_card(child_input, forms, served), "utf-8")
+        return
     _write_json(folder / "training_config.json", training_config(child_input, adapter))
     _write_json(folder / "metrics.json", metrics(child_input, forms))
     (folder / "training_log.json").write_text(training_log(child_input), "utf-8")

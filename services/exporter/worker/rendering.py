@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from engine.data.shards import first_rows
 from engine.data.spans import IGNORED, without_repeated_tokens
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
+from engine.evaluation.general_set import general_rows
 from engine.evaluation.held_out import read_held_out
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.row_forms import RowForms
@@ -25,11 +26,12 @@ _SEARCHED: Final = 1024
 
 
 @dataclass(frozen=True)
-class _Conversation:
-    """A held-out conversation, and its tokens as preflight prepared them."""
+class Conversation:
+    """A held-out conversation, and its tokens as preflight prepared them; for a base model a general question with its
+    answer, and its tokens as the model's own tokenizer and chat template write them."""
 
     number: int
-    """Number among the held-out rows, from 1."""
+    """Number among the held-out rows or the general questions, from 1."""
     example: Example
     ids: list[int]
     labels: list[int]
@@ -68,11 +70,11 @@ def end_of_turn_ids(child_input: ExportInput) -> list[int]:
 
 
 def check_rendering(child_input: ExportInput, folder: Path, place: str) -> int:
-    """Renders held-out conversations with the tokenizer and the chat template in `folder`, as transformers does, and
-    returns their number. `place` is the folder's name in messages.
+    """Renders held-out conversations, or general ones for a base model, with the tokenizer and the chat template in
+    `folder`, as transformers does, and returns their number. `place` is the folder's name in messages.
 
-    Raises JobError("EXPORT_DIFFERS") if one has other tokens than in the training, or if the token that ends an answer
-    does not end a generation.
+    Raises JobError("EXPORT_DIFFERS") if one has other tokens than in the training, or than those of the base model, or
+    if the token that ends a trained answer does not end a generation.
     """
     ours = Tokenizer(child_input.model.path, child_input.config.chat_template)
     packed = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -82,7 +84,8 @@ def check_rendering(child_input: ExportInput, folder: Path, place: str) -> int:
         return list(packed.apply_chat_template(turns, tools=example.tools or None, return_dict=False))
 
     number = _check_ids(child_input, ours, packed_ids, place)
-    _check_end(child_input, folder, packed, place)
+    if not child_input.of_base:
+        _check_end(child_input, folder, packed, place)
     return number
 
 
@@ -97,17 +100,35 @@ def check_tokens(child_input: ExportInput, encode: Callable[[str], list[int]], p
 
 def _check_ids(child_input: ExportInput, ours: Tokenizer, ids_of: Callable[[Example], list[int]], place: str) -> int:
     number = 0
-    for row in _conversations(child_input):
+    about = "General question" if child_input.of_base else "Held-out row"
+    for row in general_conversations(child_input) if child_input.of_base else _conversations(child_input):
         example = without_repeated_tokens(row.example, ours)
         ids = ids_of(example)
         if not ours.ends_special(ours.render(example.messages, tools=example.tools)):
             ids.append(ours.eos_id)
-        _compare(row, _cut(child_input, ids), ours, place)
+        _compare(row, ids if child_input.of_base else _cut(child_input, ids), ours, place, about)
         number += 1
     return number
 
 
-def _conversations(child_input: ExportInput) -> Iterator[_Conversation]:
+def general_conversations(child_input: ExportInput) -> Iterator[Conversation]:
+    """Yields general questions with their answers; none for a base model without a chat template.
+
+    Raises JobError if the chat template fails.
+    """
+    tokenizer = Tokenizer(child_input.model.path)
+    if not tokenizer.has_own_template:
+        return
+    for number, row in enumerate(islice(general_rows(), _ROWS), 1):
+        turns = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        text = tokenizer.render(turns)
+        ids = list(tokenizer.encode(text).ids)
+        if not tokenizer.ends_special(text):
+            ids.append(tokenizer.eos_id)
+        yield Conversation(number, Example(row=number, messages=turns), ids, labels=[])
+
+
+def _conversations(child_input: ExportInput) -> Iterator[Conversation]:
     if child_input.held_out is None or child_input.held_out_texts is None:
         return
     texts = read_held_out(child_input.held_out_texts, _SEARCHED)
@@ -119,10 +140,10 @@ def _conversations(child_input: ExportInput) -> Iterator[_Conversation]:
             continue
         number += 1
         example = Example(row=index + 1, messages=[*text.messages, text.answer], tools=text.tools)
-        yield _Conversation(index + 1, example, tokens["input_ids"], tokens["labels"])
+        yield Conversation(index + 1, example, tokens["input_ids"], tokens["labels"])
 
 
-def _is_cut(child_input: ExportInput, row: _Conversation) -> bool:
+def _is_cut(child_input: ExportInput, row: Conversation) -> bool:
     hyper = child_input.config.hyperparameters
     return hyper.truncation == "keep_start" and len(row.ids) >= hyper.max_length
 
@@ -134,15 +155,16 @@ def _cut(child_input: ExportInput, ids: list[int]) -> list[int]:
     return ids[-hyper.max_length :] if hyper.truncation == "keep_end" else ids[: hyper.max_length]
 
 
-def _compare(row: _Conversation, ids: list[int], ours: Tokenizer, place: str) -> None:
+def _compare(row: Conversation, ids: list[int], ours: Tokenizer, place: str, about: str) -> None:
     for position, (trained, found) in enumerate(zip_longest(row.ids, ids)):
         if trained != found:
             tokens = [
                 "nothing" if token is None else f"{token} ({ours.decode([token])!r:.80})" for token in (trained, found)
             ]
             raise _differs(
-                f"Held-out row {row.number} is rendered by {place} to other tokens than it was trained with: token "
-                f"{position + 1} was {tokens[0]} and is {tokens[1]}"
+                f"{about} {row.number} is rendered by {place} to other tokens than "
+                f"{'it was trained with' if row.labels else 'by the base model'}: token {position + 1} was {tokens[0]} "
+                f"and is {tokens[1]}"
             )
 
 

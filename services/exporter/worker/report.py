@@ -58,6 +58,20 @@ def report(
     return "\n\n".join(sections) + "\n"
 
 
+def base_model_report(child_input: ExportInput, forms: Sequence[Form], served: Sequence[Served]) -> str:
+    """The report of a base model in Markdown: which model it is, what the package has, and what serves it."""
+    model = child_input.model
+    project = f"""## Model
+- Base Model: {escape(model.id)} (revision {escape(model.revision)})
+- SHA-256 of its weights: {model.weights_sha256}
+- Parameters: {model.num_parameters:,}
+- Licence: {escape(model.license) or "unknown"}
+- Training: none; the weights are those of that model"""
+    sections = ["# FineTuneFlow Export Report", project, *_forms(child_input, forms)]
+    sections.append("\n\n".join(["## Serving", serving_table(served)]))
+    return "\n\n".join(sections) + "\n"
+
+
 def _forms(child_input: ExportInput, forms: Sequence[Form]) -> list[str]:
     if not forms:
         return []

@@ -30,6 +30,7 @@ def served_by(
             has_chat_template=RowForms.of(child_input).chat,
             gguf_file=_first_file(forms, "gguf") or UNNAMED_GGUF,
             gguf_adapter_file=_first_file(forms, "gguf_adapter") or UNNAMED_GGUF_ADAPTER,
+            of_base=child_input.of_base,
         )
     )
 

@@ -99,7 +99,8 @@ def verify_merged(
     if max(checkpoint.size_bytes, sum(file.stat().st_size for file in weight_files(folder))) > free:
         name, difference = _worst_tensor(folder, settings)
         if difference > 0:
-            raise _differs(f"{name} is not what merging gives; the models were not run, as they do not fit into memory")
+            problem = f"{name} is not what merging gives; the models were not run, as they do not fit into memory"
+            raise _differs(child_input, problem)
         return Verified(None, "the model does not fit into free memory")
     stored = checkpoint.stored()
     gc.collect()
@@ -108,7 +109,7 @@ def verify_merged(
     found = Comparison.of(stored.read(), logits(model, checkpoint.rows.rows, on_row))
     bounds = _bounds(child_input, checkpoint.dtype, model.dtype)
     if not bounds.hold(found):
-        raise _exceeded(found, bounds, *_worst_tensor(folder, settings))
+        raise _differs(child_input, _exceeded(found, bounds, *_worst_tensor(folder, settings)))
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     return Verified(comparison_message(found, bounds, checkpoint.rows.source, dtype))
 
@@ -175,7 +176,7 @@ def _worst_tensor(folder: Path, settings: MergeSettings) -> tuple[str, float]:
     return max(found, key=lambda each: each[1])
 
 
-def _exceeded(found: Comparison, bounds: Bounds, name: str, difference: float) -> JobError:
+def _exceeded(found: Comparison, bounds: Bounds, name: str, difference: float) -> str:
     bound = f"mean KL {bounds.mean_kl:g}" if bounds.mean_kl is not None else f"difference {bounds.max_difference:g}"
     figures = (
         f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
@@ -183,13 +184,14 @@ def _exceeded(found: Comparison, bounds: Bounds, name: str, difference: float) -
         f"at {found.num_positions:,} positions of {found.num_rows} rows (bound: {bound})"
     )
     if difference > 0:
-        return _differs(f"{figures}. {name} differs most from what merging gives: by {difference:.1%} of its maximum")
-    return _differs(f"{figures}. Each tensor is what merging gives, so the number format is too coarse for this model")
+        return f"{figures}. {name} differs most from what merging gives: by {difference:.1%} of its maximum"
+    return f"{figures}. Each tensor is what merging gives, so the number format is too coarse for this model"
 
 
-def _differs(problem: str) -> JobError:
+def _differs(child_input: ExportInput, problem: str) -> JobError:
+    adapter = "" if child_input.of_base else ", or export the adapter"
     return JobError(
         "EXPORT_DIFFERS",
-        f"The merged model differs from the checkpoint: {problem}. Nothing of the package is published.",
-        "Set export.dtype to float32 or bfloat16, or export the adapter. If a tensor differs, please report it.",
+        f"The merged model differs from {child_input.original}: {problem}. Nothing of the package is published.",
+        f"Set export.dtype to float32 or bfloat16{adapter}. If a tensor differs, please report it.",
     )
