@@ -50,7 +50,7 @@ def _file(name: str) -> Iterator[dict[str, str]]:
 
 
 def _pairs(seed: int) -> list[tuple[int, int]]:
-    pairs = list(itertools.product(range(10, 95), repeat=2))
+    pairs = list(itertools.product(range(10, 95), range(10, 95)))
     random.Random(seed).shuffle(pairs)  # noqa: S311
     return pairs
 

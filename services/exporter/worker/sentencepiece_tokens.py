@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gguf import GGUFReader, TokenType
 
@@ -34,13 +34,20 @@ def set_scores(reader: GGUFReader, tokenizer_json: Path) -> None:
     field = reader.get_field(_SCORES)
     if field is None or len({float(field.parts[part][0]) for part in field.data}) > 1:
         return
-    ids = {token: id_ for id_, token in enumerate(reader.get_field(_TOKENS).contents())}
+    ids = {token: id_ for id_, token in enumerate(_contents(reader, _TOKENS))}
     merges = json.loads(tokenizer_json.read_text("utf-8"))["model"].get("merges") or []
     for rank, merge in reversed([*enumerate(merges)]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         if (id_ := ids.get(left + right)) is not None:
             field.parts[field.data[id_]][0] = -float(rank)
     reader.data.flush()
+
+
+def _contents(reader: GGUFReader, key: str) -> Any:
+    field = reader.get_field(key)
+    if field is None:
+        raise ValueError(f"the file has no {key}")
+    return field.contents()
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class SentencePieceTokens:
     @classmethod
     def of(cls, reader: GGUFReader) -> "SentencePieceTokens":
         """Reads the tokenizer of a file for which `is_sentencepiece` is true."""
-        tokens, scores, types = (reader.get_field(key).contents() for key in (_TOKENS, _SCORES, _TYPES))
+        tokens, scores, types = (_contents(reader, key) for key in (_TOKENS, _SCORES, _TYPES))
         special = [token for token, type_ in zip(tokens, types, strict=True) if type_ in _SPECIAL]
         adds_space = reader.get_field("tokenizer.ggml.add_space_prefix")
         return cls(
