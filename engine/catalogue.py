@@ -26,7 +26,7 @@ from engine.download_progress import report_progress
 from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
 from engine.hub import HubToken, TokenOf, hub_error, machine_login
 from engine.hub_cache import FolderLock, HubCache, ModelUses, partial_of, public_mark
-from engine.inl.reference import InlReference
+from engine.inl.reference import DEFAULT_TOKENIZER, InlReference
 from engine.inl.sizes import SIZES, VOCABULARY
 from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
 from engine.model_names import model_reference
@@ -137,6 +137,7 @@ class Catalogue:
                 description="An INL model with random weights, to be trained from the beginning on text.",
                 license="",
                 revision=_RANDOM,
+                num_parameters=size.num_parameters(),
                 context_length=size.context,
             )
             for name, size in SIZES.items()
@@ -168,6 +169,13 @@ class Catalogue:
                 f"{reference[:80]!r} is a tuned model. Only the server that trained it knows its base model, and only "
                 "where a job is created or checked.",
                 "Name the base model here, or create or check the job on that server.",
+            )
+        if reference.partition(",")[0] in SIZES:
+            raise model_error(
+                "INVALID_MODEL",
+                f"{reference[:80]!r} does not name an INL model: after the size come `,tokenizer=` and a base model, "
+                "then `,seed=` and a number; both may be left out.",
+                f"Write it like {reference.partition(',')[0]},tokenizer={DEFAULT_TOKENIZER},seed=7.",
             )
         if re.fullmatch(r"[\w.-]+", reference) and reference.strip("."):
             known = self._aliases()

@@ -23,6 +23,16 @@ class InlSize:
     context: int
     """Maximum sequence length in tokens."""
 
+    def num_parameters(self, vocabulary: int = VOCABULARY) -> int:
+        """Returns the number of its weights; those of the head are those of the embedding."""
+        inner = 4 * self.hidden
+        controllers = 4 * CONTROLLER_SIZE * (3 * self.hidden + 1 + self.hidden)
+        # The context layer, the controllers with the biases of their last layers, two norms, μ, γ and φ; the
+        # feed-forward layers.
+        mixing = self.hidden**2 + self.hidden + controllers + 4 * self.hidden + 4 * self.hidden + 3 * self.hidden
+        block = mixing + 2 * self.hidden * inner + inner + self.hidden
+        return vocabulary * self.hidden + self.layers * block + 2 * self.hidden
+
     def config(self, vocabulary: int = VOCABULARY) -> dict[str, Any]:
         """Returns the values of its config.json."""
         return {

@@ -71,6 +71,9 @@ class Estimates:
             machine = Machine.of(hardware, gpus=config.resources.gpus)
             length = request.longest_row if request.HasField("longest_row") else None
             config, warnings = _within(config, architecture, length)
+            if config.method == "auto" and InlReference.parse(request.base_model):
+                # As preflight: random weights have learned nothing that an adapter could build on.
+                config = config.model_copy(update={"method": "full"})
             found = recommend(architecture, machine, config, length)
             if found.plan.verdict == "comfortable":
                 resolved = _resolved(config, found.plan.method, hardware, architecture, length)

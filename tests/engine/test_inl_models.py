@@ -7,6 +7,7 @@ import pytest
 
 from engine.catalogue import Catalogue
 from engine.errors import JobError
+from engine.estimate.known_architectures import known
 from engine.inl.reference import InlReference
 from engine.inl.sizes import SIZES
 from tests.tiny_models import make_tiny_model
@@ -67,3 +68,15 @@ def test_configuration_needs_no_weights(tmp_path: Path) -> None:
     assert not list(local.path.glob("*.safetensors"))
     assert local.context_length == 4096
     assert catalogue.describe("inl-4b,tokenizer=tiny").config["num_iterations"] == 15
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_listed_size_is_that_of_the_model(name: str) -> None:
+    """A user chooses by it."""
+    assert SIZES[name].num_parameters() == known(name).num_parameters
+
+
+def test_wrong_name_says_how_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="after the size come `,tokenizer=`") as caught:
+        Catalogue(tmp_path).check("inl-small,seed=1,tokenizer=tiny")
+    assert caught.value.advice == "Write it like inl-small,tokenizer=smollm2-135m,seed=7."

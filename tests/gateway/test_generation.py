@@ -92,9 +92,17 @@ async def test_full_and_quantized_models_are_told_apart(gateway: Gateway, tmp_pa
         assert not (await served(stub, recording, f"ft:{shared}")).exclusive
 
 
+async def test_inl_model_with_a_seed_is_asked(gateway: Gateway, tmp_path: Path) -> None:
+    """The owner of a job compares its answers with those of its base model."""
+    async with generation(gateway.database, tmp_path) as (stub, recording):
+        model = await served(stub, recording, "inl-small,tokenizer=smollm2-135m,seed=7")
+        assert model.base_model.id == "inl-small,seed=7"
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
+        ("inl-small,tokenizer=nobody", "There is no model"),
         ("nobody", "There is no model 'nobody'"),
         ("ft:ftjob_none", "no such fine-tuning job"),
         ("ft:ftjob_none@latest", "a number"),

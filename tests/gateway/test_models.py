@@ -5,6 +5,7 @@ import grpc
 import pytest
 
 from engine.catalogue import BUILT_IN, Catalogue
+from engine.inl.sizes import SIZES
 from finetuneflow.v1 import model_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.model_pb2 import ModelKind
@@ -85,6 +86,7 @@ async def test_base_and_tuned_models_are_listed_together_over_pages(stub: ModelS
     await tune(exports=0)
     await tune(tenant="another")
     tuned = [await tune(exports=1 + index % 2) for index in range(4)]
+    bases = sorted(["alpha", BUILT_IN, "zeta", *SIZES])
     for size in range(1, 9):
         listed: list[str] = []
         token = ""
@@ -95,14 +97,14 @@ async def test_base_and_tuned_models_are_listed_together_over_pages(stub: ModelS
             token = answer.next_page_token
             if not token:
                 break
-        assert listed[:3] == ["alpha", BUILT_IN, "zeta"]
-        assert listed[3:] == sorted(tuned, reverse=True)
+        assert listed[: len(bases)] == bases
+        assert listed[len(bases) :] == sorted(tuned, reverse=True)
 
 
 async def test_models_are_filtered_by_kind(stub: ModelServiceStub, tune: Tune) -> None:
     tuned = await tune()
     bases = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_BASE))
-    assert [model.id for model in bases.models] == ["alpha", BUILT_IN, "zeta"]
+    assert [model.id for model in bases.models] == sorted(["alpha", BUILT_IN, "zeta", *SIZES])
     own = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_TUNED))
     assert [model.id for model in own.models] == [tuned]
     found = await refusal(stub.ListModels(api.ListModelsRequest(kind=9)))  # type: ignore[arg-type]

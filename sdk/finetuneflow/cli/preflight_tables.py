@@ -55,7 +55,9 @@ def print_preflight(console: Console, found: Preflight) -> None:
     for finding in refusals:
         if finding.message not in of_files:
             _print_finding(console, finding)
-    console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
+    console.print(
+        f"{named}: {model.architecture}{', ' if model.architecture else ''}{model.num_parameters:,} parameters\n"
+    )
     if rows.training_data is not None and rows.training_data.num_examples:
         held_out = rows.evaluation_data.num_examples if rows.evaluation_data is not None else 0
         counted = [*figures(rows, rows.training_data), ["Held-out rows", f"{held_out:,}"]]
