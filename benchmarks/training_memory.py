@@ -88,8 +88,10 @@ def make(configuration: Configuration, folder: Path) -> None:
     """Writes the model's files to a new folder. Runs in its own process, whose memory the training must not inherit."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from engine.inl.auto_classes import register_inl
     from tests.tiny_models import make_tiny_tokenizer
 
+    register_inl()
     values = dict(configuration.model_config)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
     model.save_pretrained(make_tiny_tokenizer(folder))

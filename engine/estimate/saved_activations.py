@@ -192,11 +192,18 @@ class SavedActivations:
         return self._tensor(a.hidden, lower, normed.grad)
 
     def _inl(self, stream: _Tensor) -> None:
-        """An INL block saves about 13 values of hidden size per token and iteration, besides norms and feed-forward."""
+        """An INL block saves about 13 values of hidden size per token and iteration, besides norms, feed-forward, and
+        the adapters, of which those of the controllers run in each iteration."""
         a = self._a
         self._save(stream)
         for _ in range(a.iterations):
             self._save(self._tensor(13 * a.hidden, _FLOAT, True))
+        if self._adapters is not None:
+            for layer in self._targets:
+                inner = layer.name.startswith("controllers.") and not layer.name.endswith("from_average")
+                for _ in range(a.iterations if inner else 1):
+                    given = self._tensor(layer.columns, self._arithmetic.stream, True)
+                    self._adapter(given, layer, self._adapters)
         self._save(self._tensor(2 * a.hidden, self._arithmetic.stream, True))
         self._save(self._tensor(2 * a.feed_forward, self._arithmetic.autocast or self._arithmetic.stream, True))
 
