@@ -136,7 +136,7 @@ async def run(settings: GatewaySettings) -> None:
     requests = WorkerRequests(ledger, machines, secrets)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
     addresses = AddressPolicy(settings.webhook_allow)
-    preflights = Preflights(database, passthrough, machines, catalogue, addresses)
+    preflights = Preflights(database, passthrough, machines, catalogue, addresses, secrets)
 
     await fanout.start()
     await bus.serve(subjects.claim("*", "*"), _QUEUE, _claims(requests))

@@ -15,9 +15,11 @@ from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
 from gateway.integrations import check_job_addresses
+from gateway.job_checks import check_offers_and_keys
 from gateway.outbound_addresses import NO_PRIVATE_ADDRESSES, AddressPolicy
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
+from gateway.secret_store import SecretStore
 from gateway.specs import check_datasets, check_secrets, check_spec, named_secrets
 from gateway.sql.database import Database
 from gateway.training_start import find_start
@@ -38,13 +40,14 @@ class Preflights:
         machines: PlanningTargets,
         catalogue: Catalogue,
         addresses: AddressPolicy = NO_PRIVATE_ADDRESSES,
+        secrets: SecretStore | None = None,
     ) -> None:
-        """`addresses` are those that integrations may name."""
+        """`addresses` are those that integrations may name, `secrets` those that they use."""
         self._database = database
         self._passthrough = passthrough
         self._machines = machines
         self._catalogue = catalogue
-        self._addresses = addresses
+        self._addresses, self._secrets = addresses, secrets
 
     async def ask(
         self, request: api.PreflightFineTuningJobRequest, context: Context
@@ -56,7 +59,9 @@ class Preflights:
         if start is not None:
             request.spec.CopyFrom(start.spec)
         config = check_spec(request.spec, self._catalogue, start.source if start else None)
-        check_job_addresses(config_to_spec(config), self._addresses)
+        merged = config_to_spec(config)
+        check_job_addresses(merged, self._addresses)
+        await check_offers_and_keys(request.tenant, merged, self._passthrough.nodes, self._secrets)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
             await check_secrets(session, request.tenant, named_secrets(request.spec))

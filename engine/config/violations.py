@@ -85,7 +85,8 @@ def _literals(annotation: Any) -> list[Any]:
 
 def _allowed(field: FieldInfo, literals: Sequence[Any]) -> str:
     if literals:
-        return "one of " + ", ".join(str(value) for value in literals)
+        # An empty text is the default: whoever wants it leaves the field out.
+        return "one of " + ", ".join(str(value) for value in literals if value != "")
     low, high = "", ""
     lengths: dict[str, int] = {}
     for rule in field.metadata:

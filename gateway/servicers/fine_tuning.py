@@ -23,10 +23,9 @@ from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
-from gateway.gguf_types import check_gguf_types
-from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.integrations import check_job_addresses, delivery_of, integrations_of
+from gateway.job_checks import check_offers_and_keys
 from gateway.metrics import read_series
 from gateway.outbound_addresses import NO_PRIVATE_ADDRESSES, AddressPolicy
 from gateway.paging import page_of
@@ -39,7 +38,6 @@ from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
 from gateway.training_start import FoundStart, find_start
 from gateway.tuned_models import trained_job
 from gateway.waiting import Nodes, why_it_waits
-from gateway.webhook_key import check_webhook_keys
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Decision
@@ -83,16 +81,10 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.read() as session:
             start = await find_start(session, tenant, request.spec)
         job = self._checked(tenant, request.spec, digest, start)
-        if self._nodes is not None:
-            merged = FineTuningJobSpec.FromString(job.merged_spec)
-            await check_harness_tasks(merged.evaluation.harness_tasks, "spec.evaluation", self._nodes)
-            await check_gguf_types(merged.export, "spec.export", self._nodes)
         if request.validate_only:
             return await self._dry_run(job, request.spec, context)
-
-        if self._secrets is not None:
-            named = {f"spec.integrations[{index}]": each for index, each in enumerate(request.spec.integrations)}
-            await check_webhook_keys(self._secrets, tenant, named)
+        merged = FineTuningJobSpec.FromString(job.merged_spec)
+        await check_offers_and_keys(tenant, merged, self._nodes, self._secrets)
 
         async def check(decision: Decision) -> None:
             if start is not None and start.job_id is not None:
@@ -101,7 +93,7 @@ class FineTuning(FineTuningServiceServicer):
             await check_datasets(decision.session, tenant, request.spec)
             await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation", lock=True)
             await check_secrets(decision.session, tenant, named_secrets(request.spec))
-            for integration in FineTuningJobSpec.FromString(job.merged_spec).integrations:
+            for integration in merged.integrations:
                 decision.session.add(delivery_of(tenant, job.id, integration))
 
         job = await self._work.create(job, request.request_id, check)

@@ -59,11 +59,11 @@ class Signature(StrEnum):
     VALID = "valid"
     """One of the given keys has signed the package."""
     INVALID = "invalid"
-    """None of the given keys has signed this package."""
+    """None of the given keys has signed this package; without keys, manifest.sig cannot be read."""
     NONE = "none"
     """The package is not signed."""
     NOT_CHECKED = "not_checked"
-    """No key was given, so that anybody may have made the package."""
+    """No key was given, so that anybody may have made the package; manifest.sig, if there is one, can be read."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class PackageCheck:
 
     @property
     def passed(self) -> bool:
-        """True if every file is as the manifest says, and a given key has signed the manifest if one was given."""
+        """True if every file is as the manifest says, manifest.sig can be read, and a given key has signed the manifest
+        if one was given."""
         return not self.differences and self.signature in (Signature.VALID, Signature.NOT_CHECKED)
 
 
@@ -342,5 +343,5 @@ def _signature(
             named = f"{kind_of(statement.job_id)} {statement.job_id}, step {statement.step}"
             raise BadSignature(f"it is for {named}, not for the manifest's")
     except BadSignature as error:
-        return (Signature.NOT_CHECKED, "", key) if keys is None else (Signature.INVALID, str(error), key)
+        return Signature.INVALID, str(error), key
     return Signature.VALID, "", key

@@ -127,7 +127,7 @@ def _fields(signature: bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or fields.keys() != names or fields["version"] != 1:
-        raise BadSignature(f"{SIGNATURE} is not in the form of this version")
+        raise BadSignature(f"{SIGNATURE} cannot be read: it is not in the form of this version")
     return fields
 
 

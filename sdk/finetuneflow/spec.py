@@ -233,11 +233,19 @@ class _Reader:
             self.read_object(message, values, path)
             return
         descriptor: Any = message.DESCRIPTOR
+        self.refuse_two_of_a_oneof(descriptor, values, path)
         for key, value in values.items():
             if key not in descriptor.fields_by_name:
                 self.refuse(f"{path}.{key}", _unknown(str(key), descriptor))
             elif value is not None:
                 self.read_field(message, descriptor.fields_by_name[key], value, f"{path}.{key}")
+
+    def refuse_two_of_a_oneof(self, descriptor: Any, values: Mapping[str, Any], path: str) -> None:
+        """The message would keep the last one only, and the server could not know of the others."""
+        for oneof in descriptor.oneofs:
+            given = [field.name for field in oneof.fields if values.get(field.name) is not None]
+            if len(given) > 1:
+                self.refuse(path, f"has {' and '.join(given)}, which cannot be combined; set one of them")
 
     def read_object(self, message: Struct, values: Mapping[str, Any], path: str) -> None:
         """Reads a table of any form, as JSON has it."""
@@ -359,7 +367,8 @@ def _unknown(key: str, descriptor: Any) -> str:
     if descriptor is not pb.FineTuningJobSpec.DESCRIPTOR and key in pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name:
         return f"{_NO_SUCH_FIELD}; `{key}` belongs at the top level"
     fields = sorted(descriptor.fields_by_name)
-    found = nearest(key, here) or _with_a_word_of(key, fields) or f"; fields here: {', '.join(fields)}"
+    listed = f"fields here: {', '.join(fields)}" if fields else "this table takes no settings, leave it empty"
+    found = nearest(key, here) or _with_a_word_of(key, fields) or f"; {listed}"
     return f"{_NO_SUCH_FIELD}{found}"
 
 

@@ -324,6 +324,11 @@ def test_errors_of_an_evaluation_name_the_options(ftf: Ftf, gateway: FakeGateway
     assert "--against is 'x', the same model as 'x'." in ftf("evaluate", "x", "--against", "x").stderr
 
 
+def test_unknown_format_of_an_export_names_the_option(ftf: Ftf) -> None:
+    said = ftf("export", JOB, "--format", "blah").stderr
+    assert "--format has an unknown value" in said and "--format: must be one of adapter" in said
+
+
 def test_options_for_a_push_without_a_repository_are_named(ftf: Ftf, gateway: FakeGateway) -> None:
     said = ftf("export", JOB, "--public", "--token-secret", "hf").stderr
     assert "--public, --token-secret are about a push to the hub" in said and "--push NAMESPACE/NAME" in said

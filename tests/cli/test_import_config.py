@@ -210,6 +210,17 @@ def test_the_written_file_is_taken_as_a_job(
     assert ftf("import-config", source).stdout.endswith(out.read_text().partition("\n\n")[2][-20:])
 
 
+def test_an_existing_file_is_overwritten_only_on_request(ftf: Ftf, tmp_path: Path) -> None:
+    """It may be a job file that was edited since."""
+    source, out = tmp_path / "config.yaml", tmp_path / "job.toml"
+    source.write_text(TRL)
+    out.write_text("# edited")
+    refused = ftf("import-config", source, "--out", out)
+    assert refused.exit_code == 2 and "--force" in refused.stderr and out.read_text() == "# edited"
+    assert ftf("import-config", source, "--out", out, "--force").exit_code == 0
+    assert "base_model" in out.read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "sets"),
     [

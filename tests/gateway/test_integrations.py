@@ -23,7 +23,9 @@ from finetuneflow.v1.integration_service_pb2_grpc import (
     IntegrationServiceStub,
     add_IntegrationServiceServicer_to_server,
 )
+from finetuneflow.v1.work_pb2 import Node
 from gateway.outbound_addresses import AddressPolicy
+from gateway.preflights import Preflights
 from gateway.secret_store import SecretKeys, SecretStore
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
 from gateway.servicers.integrations import Integrations
@@ -37,6 +39,13 @@ from tests.gateway.serving import refusal, serving
 from tests.gateway.webhook_receiver import SECRET
 
 HOOK = IntegrationSpec(webhook=WebhookSpec(url="https://example.com/hook", secret="hook"))
+
+
+class WithoutNodes:
+    """A passthrough for specs that no service is asked about."""
+
+    async def nodes(self) -> list[Node]:
+        return []
 
 
 @pytest.fixture
@@ -149,7 +158,8 @@ async def test_a_job_shows_the_integrations_that_it_was_created_with(
     methods = WorkMethods(FINE_TUNING_JOB, ledger, None, ArtifactStore(tmp_path.as_uri()))  # type: ignore[arg-type]
     secrets = SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr("")))
     catalogue = Catalogue(tmp_path, {"tiny": tmp_path})
-    servicer = FineTuning(methods, catalogue, None, secrets=secrets)  # type: ignore[arg-type]
+    preflights = Preflights(database, WithoutNodes(), None, catalogue, secrets=secrets)  # type: ignore[arg-type]
+    servicer = FineTuning(methods, catalogue, preflights, secrets=secrets)
     async with (
         serving(job_api, "FineTuningService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -171,5 +181,7 @@ async def test_a_job_shows_the_integrations_that_it_was_created_with(
         request.spec.integrations[1].webhook.secret = "wandb"
         refused = await refusal(jobs.CreateFineTuningJob(request))
         assert "whsec_" in refused.message and refused.fields == ("spec.integrations[1].webhook.secret",)
+        request.validate_only = True
+        assert await refusal(jobs.CreateFineTuningJob(request)) == refused
     async with database.read() as session:
         assert not (await session.exec(select(Delivery))).all()

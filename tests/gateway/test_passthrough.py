@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from pydantic import SecretStr
 
 from chassis.bus.event_bus import Bus
 from chassis.errors import InvalidArgument, Unavailable, Violation
@@ -22,6 +23,7 @@ from finetuneflow.v1.evaluator_service_pb2_grpc import (
     EvaluatorServiceStub,
     add_EvaluatorServiceServicer_to_server,
 )
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EXPORT_FORMAT_GGUF
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.probe_service_pb2_grpc import (
     ProbeServiceServicer,
@@ -33,6 +35,7 @@ from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
+from gateway.secret_store import SecretKeys, SecretStore
 from gateway.servicers.generation import Generation
 from gateway.servicers.probe import Probe
 from gateway.sql.database import Database
@@ -93,7 +96,10 @@ async def a_gateway(bus: Bus, folder: Path, identity: Identity | None = None) ->
     database = await Database.open(f"sqlite:///{folder / 'gateway.sqlite'}")
     passthrough = Passthrough(bus, identity)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
-    servicer = Probe(passthrough, machines, Preflights(database, passthrough, machines, Catalogue(folder)))
+    secrets = SecretStore(database, SecretKeys(folder / "secrets.key", SecretStr("")))
+    await secrets.set("default", "wandb", "a key of another form")
+    preflights = Preflights(database, passthrough, machines, Catalogue(folder), secrets=secrets)
+    servicer = Probe(passthrough, machines, preflights)
     async with (
         serving(probe_service_pb2, "ProbeService", add, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -128,6 +134,22 @@ async def test_dry_run_refuses_the_addresses_that_creation_refuses(probe: ProbeS
     webhook = request.spec.integrations.add().webhook
     webhook.url, webhook.secret = "https://127.0.0.1/hook", "hook"
     assert (await refusal(probe.PreflightFineTuningJob(request))).reason == "ADDRESS_REFUSED"
+
+
+async def test_dry_run_refuses_what_no_running_service_offers_as_creation_does(probe: ProbeServiceStub) -> None:
+    """A job that `ftf validate` passed was refused when it was created."""
+    asked = probe_service_pb2.PreflightFineTuningJobRequest()
+    asked.spec.base_model = "smollm2-135m"
+    asked.spec.training_data.add(dataset="ds_1")
+    webhook = asked.spec.integrations.add().webhook
+    webhook.url, webhook.secret = "https://example.com/hook", "wandb"
+    refused = await refusal(probe.PreflightFineTuningJob(asked))
+    assert "whsec_" in refused.message and refused.fields == ("spec.integrations[0].webhook.secret",)
+    asked.spec.export.formats.append(EXPORT_FORMAT_GGUF)
+    asked.spec.export.gguf_types.append("q4_k_m")
+    assert (await refusal(probe.PreflightFineTuningJob(asked))).reason == "GGUF_TYPE_UNAVAILABLE"
+    asked.spec.evaluation.harness_tasks.append("sums")
+    assert (await refusal(probe.PreflightFineTuningJob(asked))).reason == "UNKNOWN_HARNESS_TASK"
 
 
 async def test_hardware_of_all_nodes_is_listed_without_probe(bus: Bus, probe: ProbeServiceStub) -> None:

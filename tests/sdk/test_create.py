@@ -77,6 +77,23 @@ def test_empty_table_of_a_push_is_refused() -> None:
     assert "name the repository" in dict(caught.value.violations)["spec.export.hub"]
 
 
+def test_two_services_in_one_integration_are_refused() -> None:
+    """The first one was dropped, and nobody learned that it received nothing."""
+    both = {"webhook": {"url": "https://example.com/hook", "secret": "hook"}, "tensorboard": {}}
+    with pytest.raises(InvalidArgument) as caught:
+        draft_spec({"base_model": "m", "training_data": "ds_1", "integrations": [{"tensorboard": {}}, both]})
+    said = dict(caught.value.violations)
+    assert said == {"spec.integrations[1]": "has webhook and tensorboard, which cannot be combined; set one of them"}
+
+
+def test_setting_of_a_table_without_settings_is_refused() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        draft_spec({"base_model": "m", "training_data": "ds_1", "integrations": [{"tensorboard": {"url": "x"}}]})
+    assert dict(caught.value.violations)["spec.integrations[0].tensorboard.url"].endswith(
+        "takes no settings, leave it empty"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

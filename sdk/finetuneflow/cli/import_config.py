@@ -68,12 +68,15 @@ def import_config(
     out: Annotated[
         Path | None, typer.Option(help="Job file to write.", show_default="standard output", dir_okay=False)
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
     json: Json = False,
 ) -> None:
     """Convert a configuration of Axolotl, LLaMA-Factory or TRL to a job file for `ftf train --config`.
 
     Every name in the file is translated, implied, or listed as without counterpart with the reason.
     """
+    if out is not None and out.exists() and not force:
+        raise typer.BadParameter(f"{out} exists; name another file, or overwrite it with --force.", param_hint="--out")
     _, table = read_table(file)
     imported = read_foreign(table, _PROGRAMS[program] if program else recognized(table), file)
     if others := [name for name in imported.lost if name in imported.program.objective]:

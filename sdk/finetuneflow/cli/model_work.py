@@ -69,6 +69,7 @@ _EVALUATION_OPTIONS = {
 }
 _EXPORT_OPTIONS = {
     "model": "MODEL",
+    "formats": "--format",
     "spec.formats": "--format",
     "spec.dtype": "--dtype",
     "spec.merge_base": "--merge-base",

@@ -170,6 +170,11 @@ def show_forms(result: ExportResult, console: Console, *, of_job: bool = True) -
     """Prints each form of the model in a package, how far it is from the checkpoint, or from the base model that was
     exported without a job, and where it was pushed."""
     original = "the checkpoint" if of_job else "the base model"
+    # The top folder of method full has no adapter, although its format has that name.
+    is_whole = any(
+        each.reader == "transformers" and each.format == ExportFormat.ADAPTER and not each.refusal
+        for each in result.servable_by
+    )
     for form in result.forms:
         where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
         parts = [where, form.dtype, size(form.size_bytes)]
@@ -187,7 +192,7 @@ def show_forms(result: ExportResult, console: Console, *, of_job: bool = True) -
         if form.num_rendered_rows:
             rendered, tokens = ("held-out", "the trained") if of_job else ("general", "its")
             parts.append(f"{count(form.num_rendered_rows, f'{rendered} conversation')} rendered to {tokens} tokens")
-        names = {"GGUF": "GGUF", "GGUF_ADAPTER": "GGUF LoRA"}
+        names = {"GGUF": "GGUF", "GGUF_ADAPTER": "GGUF LoRA"} | ({"ADAPTER": "Model"} if is_whole else {})
         name = names.get(form.format, form.format.capitalize())
         console.print(f"{name:<12}{', '.join(parts)}")
         if form.gguf:
@@ -207,9 +212,10 @@ def show_serving(result: ExportResult, console: Console) -> None:
     console.print(f"Signed      {f'by the key {key}' if key else 'no; the exporter has no signing key'}")
     if result.servable_by:
         console.print("\nWhat serves it, in the folder of the package:")
-    for each in result.servable_by:
-        form = f" ({each.format.lower()})" if each.format else ""
-        console.print(f"  {each.reader + form:<24}{each.command or f'no: {each.refusal}'}")
+    names = [each.reader + (f" ({each.format.lower()})" if each.format else "") for each in result.servable_by]
+    width = max(map(len, names), default=0) + 2
+    for name, each in zip(names, result.servable_by, strict=True):
+        console.print(f"  {name:<{width}}{each.command or f'no: {each.refusal}'}")
 
 
 def _promotion(job: Job) -> str:

@@ -185,6 +185,13 @@ def test_settings_of_a_form_are_refused_without_it(spec: dict[str, Any], field: 
     assert [violation.field for violation in error.value.violations] == [field]
 
 
+def test_allowed_values_are_listed_without_the_empty_one() -> None:
+    """`one of , float32` reads like a damaged message."""
+    with pytest.raises(JobError) as error:
+        job_config({**MINIMAL, "export": {"formats": ["merged"], "dtype": "int4"}})
+    assert "one of float32, bfloat16, float16" in error.value.violations[0].description
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -146,6 +146,15 @@ def test_manifest_that_was_written_again_is_not_authentic(signed: Path, key_file
     assert not found.passed and "has not signed this manifest.json" in found.signature_message
 
 
+def test_damaged_signature_is_named_without_a_key(signed: Path, ftf: Ftf) -> None:
+    """It was reported as a package that is not signed, with exit code 0."""
+    (signed / "finetuneflow_export.zip").unlink()
+    (signed / SIGNATURE).write_bytes((signed / SIGNATURE).read_bytes()[:-9])
+    result = ftf("verify", signed)
+    assert result.exit_code == 1
+    assert f"{SIGNATURE} cannot be read" in result.stdout and "not signed" not in result.stdout
+
+
 def test_key_of_one_export_signs_no_other(signed: Path, key_file: Path, tmp_path: Path) -> None:
     """The child parses what strangers wrote: what it has must be worth nothing for other packages."""
     operator, keys = SigningKey.read(key_file), read_keys([public_key_file(key_file)])
