@@ -90,4 +90,4 @@ async def _limited(response: aiohttp.ClientResponse) -> bytes:
 
 def _described(error: Exception) -> str:
     cause: Any = getattr(error, "os_error", None) or error
-    return f"no answer: {type(cause).__name__}: {cause}"[:300]
+    return f"no answer: {type(cause).__name__}: {cause}"

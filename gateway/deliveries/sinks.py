@@ -53,6 +53,8 @@ class Sink(Protocol):
     """Maximum number of events of one `write`."""
     from_start: bool
     """True if each `open` begins anew, and gets the whole history again."""
+    credentials: Sequence[str]
+    """What the service is sent to prove who asks, in each form: these are masked in what it answers."""
     idle_seconds: float | None
     """After so long without events `write` is called with none, so that the service takes the job for running."""
 
