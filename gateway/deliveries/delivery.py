@@ -121,7 +121,7 @@ class DeliveryLoop:
                 failure = error
             except Exception:  # noqa: BLE001 - one service must not end the deliveries to all others
                 trace = without_credentials(traceback.format_exc(), self._credentials, _MAX_TRACE)
-                _log.error("the delivery %s failed unexpectedly: %s", self._row.id, trace)  # noqa: TRY400 - masked
+                _log.error("the delivery %s failed unexpectedly: %s", self._row.id, trace)
                 failure = DeliveryFailed("internal error; the log of the delivery process has more")
             with heeding_cancellation():
                 again = await self._note(failure)
