@@ -36,6 +36,7 @@ _PAGE_EVENTS = 50
 _DATABASE_SECONDS = 5.0
 """Pause after a failure of the database."""
 _MAX_ERROR = 500
+_MAX_SAID = 200
 _MAX_TRACE = 16_000
 
 
@@ -227,7 +228,8 @@ class DeliveryLoop:
         """Records a failure. Returns True if there is to be another try."""
         self._failures += 1
         over = failure.final or self._failures >= self._schedule.attempts
-        error = without_credentials(str(failure), self._credentials, _MAX_ERROR)
+        said = without_credentials(failure.said, self._credentials, _MAX_SAID)
+        error = without_credentials(f"{failure}{said}".rstrip(" :;"), self._credentials, _MAX_ERROR)
         try:
             async with self._held() as (session, row):
                 row.failures, row.error = self._failures, error

@@ -207,7 +207,7 @@ class Mlflow:
             return None
         said = str(read.get("message", "")) if isinstance(read, dict) else "no answer of an MLflow server"
         words = " ".join(filter(None, (str(code), said)))
-        raise DeliveryFailed(f"the server answered {status} to {method}: {words}", http_status=status)
+        raise DeliveryFailed(f"the server answered {status} to {method}: ", said=words, http_status=status)
 
 
 def _metrics(event: Event) -> Iterator[dict[str, Any]]:

@@ -14,9 +14,11 @@ from gateway.sql.tables import SavedArtifact
 class DeliveryFailed(Exception):
     """A try failed; the message has the reason, for the job's owner."""
 
-    def __init__(self, message: str, *, http_status: int = 0, final: bool = False) -> None:
-        """`final`: another try would fail as well."""
+    def __init__(self, message: str, *, said: str = "", http_status: int = 0, final: bool = False) -> None:
+        """`said`: the server's own words, whole, which follow the message; they are masked before they are cut.
+        `final`: another try would fail as well."""
         super().__init__(message)
+        self.said = said
         self.http_status = http_status
         self.final = final
 

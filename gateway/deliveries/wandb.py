@@ -201,10 +201,10 @@ class Wandb:
         answer = await self._post("graphql", {"query": query, "variables": variables, "operationName": name}, name)
         data = answer.get("data")
         if answer.get("errors") or not isinstance(data, dict):
-            problem = f"the server's answer to {name} has no data; is base_url that of its API?"
-            if said := _said(answer):
-                problem = f"the server refused {name}: {said}"
-            raise DeliveryFailed(problem, http_status=200)
+            problem, said = f"the server refused {name}: ", _said(answer)
+            if not said:
+                problem = f"the server's answer to {name} has no data; is base_url that of its API?"
+            raise DeliveryFailed(problem, said=said, http_status=200)
         return data
 
     async def _stream(self, message: Mapping[str, Any]) -> None:
@@ -226,9 +226,10 @@ class Wandb:
         # 409 is also the answer to two requests at once, after which another try succeeds.
         deleted = (status in (404, 410) and name == "file_stream") or (status in (409, 410) and "deleted" in said)
         final = deleted or (400 <= status < 500 and status not in _REPEATED) or status == _NOT_IMPLEMENTED
-        raise DeliveryFailed(self._refusal(status, name, said, deleted), http_status=status, final=final)
+        raise DeliveryFailed(self._refusal(status, name, deleted), said=said, http_status=status, final=final)
 
-    def _refusal(self, status: int, name: str, said: str, deleted: bool) -> str:
+    def _refusal(self, status: int, name: str, deleted: bool) -> str:
+        """Returns what precedes the server's own words."""
         place = f"{self._entity}/{self._project}"
         if not self._entity:
             place = f"the project {self._project} of the key's default entity"
@@ -247,7 +248,7 @@ class Wandb:
                 advice = f"{self._url} is no server of Weights & Biases"
             case _:
                 advice = "redirects are not followed" if 300 <= status < 400 else ""
-        return f"the server answered {status} to {name}: " + "; ".join(filter(None, (advice, said)))
+        return f"the server answered {status} to {name}: " + (f"{advice}; " if advice else "")
 
 
 def _values(spec: FineTuningJobSpec) -> dict[str, Any]:

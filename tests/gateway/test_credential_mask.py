@@ -83,6 +83,15 @@ async def test_wandb_quotes_the_header(database: Database, ledger: Ledger, tmp_p
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_little_of_a_long_answer_is_shown(database: Database, ledger: Ledger, tmp_path: Path) -> None:
+    """The address is a caller's choice: the answer may be that of a server which only the operator should reach."""
+    async with answering(lambda _: web.json_response({"error": f"{'x' * 190}{SENT}{'y' * 900}"}, status=400)) as url:
+        wandb = WandbSpec(project="p", secret="key", base_url=url)
+        row, _ = await failed(database, ledger, tmp_path, IntegrationSpec(wandb=wandb))
+    assert row.error == f"the server answered 400 to RunResumeStatus: {'x' * 190}***{'y' * 7}"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("username", ["", "someone"])
 async def test_mlflow_quotes_the_header(database: Database, ledger: Ledger, tmp_path: Path, username: str) -> None:
     def answer(request: web.Request) -> web.Response:
