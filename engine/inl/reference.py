@@ -12,6 +12,11 @@ _FORM: Final = re.compile(
 )
 
 
+def has_random_weights(base_model: str) -> bool:
+    """Returns True for the id of a base model that nobody has trained: its weights are random numbers."""
+    return InlReference.parse(base_model) is not None
+
+
 @dataclass(frozen=True)
 class InlReference:
     """A size, the base model whose tokenizer it reads text with, and the seed of its weights."""

@@ -44,8 +44,11 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
     )
     others = [each for each in readers if each.reader not in OF_PYTHON]
     if all(each.refusal for each in others):
-        reasons = "; ".join(f"{each.reader}: {each.refusal}" for each in others)
-        message = f"Only {' and '.join(OF_PYTHON)} can load what this job exports ({reasons})."
+        # A reader may refuse two forms for one reason.
+        reasons = "; ".join(dict.fromkeys(f"{each.reader}: {each.refusal}" for each in others))
+        loading = dict.fromkeys(each.reader for each in readers if not each.refusal)
+        who = f"Only {' and '.join(loading)}" if loading else "Nothing"
+        message = f"{who} can load what this job exports ({reasons})."
         wanted = shlex.quote(json.dumps([*formats, "merged"]))
         advice = f"Add merged to export.formats ({option('export.formats', wanted)})."
         if architecture.family == "inl":

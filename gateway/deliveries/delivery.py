@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from chassis.bus.connection import heeding_cancellation
 from chassis.failpoints import failpoint
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from gateway.deliveries.credential_mask import without_credentials
 from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, Sink, TrackerRun
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
@@ -34,6 +36,8 @@ _PAGE_EVENTS = 50
 _DATABASE_SECONDS = 5.0
 """Pause after a failure of the database."""
 _MAX_ERROR = 500
+_MAX_SAID = 200
+_MAX_TRACE = 16_000
 
 
 class _Lost(Exception):
@@ -89,6 +93,8 @@ class DeliveryLoop:
         self._row = row
         self._position, self._failures = row.sequence, row.failures
         self._try = _Try.of()
+        self._credentials: Sequence[str] = ()
+        """Those of the service; no text that is stored or logged has a part of them."""
         self._news = asyncio.Event()
         self.work_id = row.work_id
 
@@ -115,7 +121,8 @@ class DeliveryLoop:
             except DeliveryFailed as error:
                 failure = error
             except Exception:  # noqa: BLE001 - one service must not end the deliveries to all others
-                _log.exception("the delivery %s failed unexpectedly", self._row.id)
+                trace = without_credentials(traceback.format_exc(), self._credentials, _MAX_TRACE)
+                _log.error("the delivery %s failed unexpectedly: %s", self._row.id, trace)
                 failure = DeliveryFailed("internal error; the log of the delivery process has more")
             with heeding_cancellation():
                 again = await self._note(failure)
@@ -126,8 +133,11 @@ class DeliveryLoop:
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[Sink]:
         sink = await self._make_sink(self._row, await self._job())
+        self._credentials = sink.credentials
         try:
             run = await sink.open()
+            shown = [without_credentials(text, self._credentials, len(text)) for text in (run.name, run.url)]
+            run = TrackerRun(*shown)
             if run != TrackerRun(self._row.run_name, self._row.run_url):
                 async with self._held() as (_, row):
                     row.run_name, row.run_url = run.name, run.url
@@ -218,7 +228,8 @@ class DeliveryLoop:
         """Records a failure. Returns True if there is to be another try."""
         self._failures += 1
         over = failure.final or self._failures >= self._schedule.attempts
-        error = str(failure)[:_MAX_ERROR]
+        said = without_credentials(failure.said, self._credentials, _MAX_SAID)
+        error = without_credentials(f"{failure}{said}".rstrip(" :;"), self._credentials, _MAX_ERROR)
         try:
             async with self._held() as (session, row):
                 row.failures, row.error = self._failures, error

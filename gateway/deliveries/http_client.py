@@ -71,7 +71,7 @@ class HttpClient:
         except TimeoutError as error:
             raise DeliveryFailed(f"no answer within {self._timeout_seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise DeliveryFailed(_described(error)) from error
+            raise DeliveryFailed("no answer: ", said=_described(error)) from error
 
     async def close(self) -> None:
         await self._session.close()
@@ -90,4 +90,4 @@ async def _limited(response: aiohttp.ClientResponse) -> bytes:
 
 def _described(error: Exception) -> str:
     cause: Any = getattr(error, "os_error", None) or error
-    return f"no answer: {type(cause).__name__}: {cause}"[:300]
+    return f"{type(cause).__name__}: {cause}"

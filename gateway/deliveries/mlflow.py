@@ -58,11 +58,13 @@ class Mlflow:
         self._spec, self._job, self._http = spec, job, http
         self._database, self._store = database, store
         self._uri = spec.tracking_uri.rstrip("/")
-        self._headers = {
-            "content-type": "application/json",
-            "user-agent": "finetuneflow",
-            **_authorization(spec, secret),
-        }
+        self._headers = {"content-type": "application/json", "user-agent": "finetuneflow"}
+        self.credentials: Sequence[str] = ()
+        if secret is not None:
+            value = secret.get_secret_value().strip()
+            sent = base64.b64encode(f"{spec.username}:{value}".encode()).decode() if spec.username else value
+            self._headers["authorization"] = f"{'Basic' if spec.username else 'Bearer'} {sent}"
+            self.credentials = (value, sent)
         self._run_id = self._artifacts = ""
         self._params: dict[str, str] = {}
         """Parameters that the run has; the server refuses to change one."""
@@ -203,19 +205,9 @@ class Mlflow:
         code = read.get("error_code", "") if isinstance(read, dict) else ""
         if absent and code == absent:
             return None
-        said = str(read.get("message", ""))[:200] if isinstance(read, dict) else "no answer of an MLflow server"
-        raise DeliveryFailed(
-            f"the server answered {status} to {method}: {code or said} {said}".strip(), http_status=status
-        )
-
-
-def _authorization(spec: MlflowSpec, secret: SecretStr | None) -> dict[str, str]:
-    if secret is None:
-        return {}
-    value = secret.get_secret_value().strip()
-    if not spec.username:
-        return {"authorization": f"Bearer {value}"}
-    return {"authorization": f"Basic {base64.b64encode(f'{spec.username}:{value}'.encode()).decode()}"}
+        said = str(read.get("message", "")) if isinstance(read, dict) else "no answer of an MLflow server"
+        words = " ".join(filter(None, (str(code), said)))
+        raise DeliveryFailed(f"the server answered {status} to {method}: ", said=words, http_status=status)
 
 
 def _metrics(event: Event) -> Iterator[dict[str, Any]]:

@@ -14,9 +14,11 @@ from gateway.sql.tables import SavedArtifact
 class DeliveryFailed(Exception):
     """A try failed; the message has the reason, for the job's owner."""
 
-    def __init__(self, message: str, *, http_status: int = 0, final: bool = False) -> None:
-        """`final`: another try would fail as well."""
+    def __init__(self, message: str, *, said: str = "", http_status: int = 0, final: bool = False) -> None:
+        """`said`: the server's own words, whole, which follow the message; they are masked before they are cut.
+        `final`: another try would fail as well."""
         super().__init__(message)
+        self.said = said
         self.http_status = http_status
         self.final = final
 
@@ -53,6 +55,8 @@ class Sink(Protocol):
     """Maximum number of events of one `write`."""
     from_start: bool
     """True if each `open` begins anew, and gets the whole history again."""
+    credentials: Sequence[str]
+    """What the service is sent to prove who asks, in each form: these are masked in what it answers."""
     idle_seconds: float | None
     """After so long without events `write` is called with none, so that the service takes the job for running."""
 

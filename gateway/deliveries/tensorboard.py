@@ -32,6 +32,7 @@ class Tensorboard:
     batch = 50
     from_start = True
     idle_seconds: float | None = None
+    credentials: Sequence[str] = ()
 
     def __init__(self, job: FollowedJob, folder: Path, store: ArtifactStore) -> None:
         self._job, self._store = job, store

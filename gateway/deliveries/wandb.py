@@ -69,11 +69,13 @@ class Wandb:
     ) -> None:
         self._spec, self._job, self._http, self._database = spec, job, http, database
         self._url = (spec.base_url or DEFAULT_URL).rstrip("/")
-        key = base64.b64encode(f"api:{secret.get_secret_value().strip()}".encode()).decode()
+        key = secret.get_secret_value().strip()
+        sent = base64.b64encode(f"api:{key}".encode()).decode()
+        self.credentials: Sequence[str] = (key, sent)
         self._headers = {
             "content-type": "application/json",
             "user-agent": "finetuneflow",
-            "authorization": f"Basic {key}",
+            "authorization": f"Basic {sent}",
         }
         self._entity, self._project = spec.entity, spec.project
         self._config: dict[str, Any] = {}
@@ -199,7 +201,10 @@ class Wandb:
         answer = await self._post("graphql", {"query": query, "variables": variables, "operationName": name}, name)
         data = answer.get("data")
         if answer.get("errors") or not isinstance(data, dict):
-            raise DeliveryFailed(f"the server refused {name}: {_said(answer)}", http_status=200)
+            problem, said = f"the server refused {name}: ", _said(answer)
+            if not said:
+                problem = f"the server's answer to {name} has no data; is base_url that of its API?"
+            raise DeliveryFailed(problem, said=said, http_status=200)
         return data
 
     async def _stream(self, message: Mapping[str, Any]) -> None:
@@ -221,10 +226,13 @@ class Wandb:
         # 409 is also the answer to two requests at once, after which another try succeeds.
         deleted = (status in (404, 410) and name == "file_stream") or (status in (409, 410) and "deleted" in said)
         final = deleted or (400 <= status < 500 and status not in _REPEATED) or status == _NOT_IMPLEMENTED
-        raise DeliveryFailed(self._refusal(status, name, said, deleted), http_status=status, final=final)
+        raise DeliveryFailed(self._refusal(status, name, deleted), said=said, http_status=status, final=final)
 
-    def _refusal(self, status: int, name: str, said: str, deleted: bool) -> str:
-        place = f"{self._entity or 'the default entity of the key'}/{self._project}"
+    def _refusal(self, status: int, name: str, deleted: bool) -> str:
+        """Returns what precedes the server's own words."""
+        place = f"{self._entity}/{self._project}"
+        if not self._entity:
+            place = f"the project {self._project} of the key's default entity"
         match status:
             case _ if deleted:
                 advice = f"the run {self._job.integration_id} in {place} was deleted; add another integration"
@@ -234,13 +242,13 @@ class Wandb:
                 advice = f"the key in the secret {self._spec.secret} may not write to {place}; use one that may"
             case 404:
                 advice = (
-                    f"there is no {place}, or {self._url} is not the address of the API; correct entity or base_url"
+                    f"{place} does not exist, or {self._url} is not the address of the API; correct entity or base_url"
                 )
             case 200:
                 advice = f"{self._url} is no server of Weights & Biases"
             case _:
                 advice = "redirects are not followed" if 300 <= status < 400 else ""
-        return f"the server answered {status} to {name}: " + "; ".join(filter(None, (advice, said)))
+        return f"the server answered {status} to {name}: " + (f"{advice}; " if advice else "")
 
 
 def _values(spec: FineTuningJobSpec) -> dict[str, Any]:
@@ -259,11 +267,11 @@ def _read(run: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def _said(answer: Any) -> str:
-    """Returns the server's own words, shortened."""
+    """Returns the server's own words."""
     given = answer.get("errors") or answer.get("error") or "" if isinstance(answer, dict) else "no JSON object"
     each = given if isinstance(given, list) else [given]
     texts = [str(some.get("message", some) if isinstance(some, dict) else some) for some in each]
-    return "; ".join(filter(None, texts))[:200]
+    return "; ".join(filter(None, texts))
 
 
 def _quoted(part: str) -> str:

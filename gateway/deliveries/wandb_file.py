@@ -45,6 +45,7 @@ class WandbFile:
     batch = _PAGE_EVENTS
     from_start = False
     idle_seconds: float | None = None
+    credentials: Sequence[str] = ()
 
     def __init__(self, spec: WandbSpec, job: FollowedJob, database: Database, store: ArtifactStore) -> None:
         self._spec, self._job, self._database, self._store = spec, job, database, store

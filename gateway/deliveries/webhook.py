@@ -35,6 +35,7 @@ class Webhook:
         self.kinds = frozenset(spec.kinds)
         self._url, self._job, self._http = spec.url, job, http
         self._secret_name, self._secret = spec.secret, secret
+        self.credentials: Sequence[str] = (secret.get_secret_value().strip(),)
         self._key = b""
 
     async def open(self) -> TrackerRun:

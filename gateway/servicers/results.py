@@ -27,6 +27,7 @@ from engine.config.job import (
 )
 from engine.config.section import NAME_PATTERN
 from engine.config.spec_proto import config_to_spec, spec_to_dict
+from engine.inl.reference import InlReference
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
 from finetuneflow.v1 import export_service_pb2 as export_api
@@ -74,6 +75,8 @@ _OF_ADAPTERS: Final = {
     ExportFormat.EXPORT_FORMAT_GGUF_ADAPTER: "gguf_adapter",
 }
 """Formats of the adapter alone, with their names."""
+_GGUF: Final = ("gguf", "gguf_adapter")
+"""Formats that llama.cpp reads."""
 _CLEARABLE = ("prompts", "metrics", "graders", "gate", "questions", "json_schema")
 """Fields of an EvaluationSpec whose default is that there is none."""
 
@@ -321,7 +324,7 @@ def _results_with_work() -> Any:
 
 def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> JobConfig:
     """Drops the job's own settings of forms that the export does not make. InvalidArgument for those that the request
-    gives."""
+    gives, and for forms that the model cannot have."""
     export = config.export
     needs = {"dtype": {"merged"}, "merge_base": {"merged", "gguf"}, "gguf_types": {"gguf", "gguf_adapter"}}
     dropped = [name for name, formats in needs.items() if name not in given and not formats & {*export.formats}]
@@ -335,6 +338,10 @@ def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> Jo
         Violation(each.field.replace("spec.export.", "spec.", 1), each.description) for each in export_conflicts(values)
     ]
     found += [Violation(each.field.removeprefix("spec."), each.description) for each in push_conflicts(values)]
+    gguf = [format_ for format_ in export.formats if format_ in _GGUF]
+    if gguf and InlReference.parse(config.base_model):
+        problem = f"has {gguf[0]}, but llama.cpp has no INL models; use merged, which transformers loads."
+        found.append(Violation("spec.formats", problem))
     if found:
         raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}", found)
     return config

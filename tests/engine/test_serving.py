@@ -77,10 +77,41 @@ def test_job_whose_export_nothing_serves_is_warned(tmp_path: Path) -> None:
     dora = {"use_dora": True}
     (warning,) = checked(tmp_path, lora=dora).warnings
     assert warning.reason == "EXPORT_NOT_SERVABLE" and "vllm: it has no DoRA" in warning.message
+    assert warning.message.startswith("Only peft can load")
     assert """--set export.formats='["adapter", "merged"]'""" in warning.advice
     assert not checked(tmp_path, lora=dora, export={"formats": ["adapter", "merged"]}).warnings
     assert not checked(tmp_path).warnings
     assert not checked(tmp_path, method="full").warnings
+
+
+@pytest.mark.parametrize(
+    ("method", "formats", "loading"),
+    [
+        ("full", ["adapter"], "transformers"),
+        ("full", ["adapter", "merged"], "transformers"),
+        ("lora", ["adapter", "merged"], "peft and transformers"),
+        ("lora", ["adapter"], "peft"),
+    ],
+)
+def test_warning_names_what_loads_an_inl_model(tmp_path: Path, method: str, formats: list[str], loading: str) -> None:
+    """Readers as `servable_by` names them, and each reason once."""
+    resolved = Resolved(
+        job_config(
+            {
+                "base_model": "inl-small",
+                "training_data": [{"dataset": "d"}],
+                "method": method,
+                "export": {"formats": formats},
+            }
+        )
+    )
+    architecture = replace(known("smollm2-135m"), model_type="inl")
+    check_export(resolved, local(tmp_path), architecture)
+    (warning,) = resolved.warnings
+    assert warning.message == (
+        f"Only {loading} can load what this job exports (vllm: it has no INL models; llama.cpp: the package has no "
+        "GGUF file; ollama: the package has no GGUF file with a Modelfile)."
+    )
 
 
 def test_adapter_in_gguf_names_the_file_of_the_base_model_beside_it() -> None:

@@ -68,7 +68,8 @@ class ResultServers:
 
     async def job(self, *, stages: int = 4, **spec: Any) -> str:
         """A job that has completed so many of its stages."""
-        asked = FineTuningJobSpec(base_model="tiny", training_data=[DataSource(dataset="ds_1")], **spec)
+        spec = {"base_model": "tiny", "training_data": [DataSource(dataset="ds_1")], **spec}
+        asked = FineTuningJobSpec(**spec)
         resolved = config_to_spec(job_config(spec_to_dict(asked)))
         job_id = await create(self.ledger, spec=asked.SerializeToString())
         for number in range(stages):
@@ -245,6 +246,16 @@ async def test_adapter_in_gguf_does_not_take_types_of_whole_models_from_the_job(
     assert (list(asked.formats), list(asked.gguf_types)) == ([GGUF_ADAPTER], [])
     assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("spec.gguf_types",))
     assert (lost.reason, lost.fields) == ("INVALID_CONFIG", ("spec.formats",))
+
+
+@pytest.mark.parametrize("form", [GGUF, GGUF_ADAPTER])
+async def test_inl_models_are_refused_as_gguf(servers: ResultServers, form: int) -> None:
+    """The export would run, and fail in the end."""
+    job_id = await servers.job(base_model="inl-small,tokenizer=org/name@main,seed=7")
+    refused = await refusal(export(servers, job_id, formats=[MERGED, form]))
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("spec.formats",))
+    assert "llama.cpp has no INL models; use merged" in refused.message
+    await export(servers, job_id, formats=[MERGED])
 
 
 async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:
@@ -631,6 +642,12 @@ async def test_base_model_is_refused_what_needs_a_training(
     request = export_api.CreateExportRequest(model="org/name@main", spec=spec)
     refused = await refusal(servers.exports.CreateExport(request))
     assert (refused.code.name, refused.reason, refused.fields) == ("INVALID_ARGUMENT", "INVALID_CONFIG", fields)
+
+
+async def test_inl_base_model_is_refused_as_gguf(servers: ResultServers) -> None:
+    request = export_api.CreateExportRequest(model="inl-small", spec=ExportSpec(formats=[GGUF]))
+    refused = await refusal(servers.exports.CreateExport(request))
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("spec.formats",))
 
 
 async def test_job_resolved_by_another_version_is_refused_with_advice(servers: ResultServers) -> None:

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.evaluation.verdicts import is_worse
+from engine.inl.reference import InlReference, has_random_weights
 from engine.inl.sizes import ARCHITECTURE as INL_ARCHITECTURE
 from engine.model_names import is_on_hub
 from engine.serving import Served
@@ -34,7 +35,7 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
         base_model_relation=("finetune" if full and not adapters else "adapter") if is_on_hub(model.id) else None,
         library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
         pipeline_tag=_TASK,
-        license=model.license.lower() or "unknown",
+        license=_license(child_input),
         tags=sorted({"finetuneflow", "sft", child_input.config.method}),
         datasets=_hub_datasets(child_input) or None,
         model_name=child_input.config.display_name,
@@ -63,7 +64,7 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
 in job `{child_input.job.id}`, step {child_input.packed_step:,}. {built}{outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
 `manifest.json` the SHA-256 of every file; `generation_config.json` names the tokens that end an answer.
-Signature: {signature(child_input)} The licence is the base model's."""
+Signature: {signature(child_input)} {_licence(child_input)}"""
     return _card(child_input, data, text, forms, served, weights=weights)
 
 
@@ -77,7 +78,7 @@ def base_model_card(child_input: ExportInput, forms: Sequence[Form], served: Seq
         base_model_relation="quantized" if known and gguf else None,
         library_name=_library(full=True, gguf=gguf),
         pipeline_tag=_TASK,
-        license=model.license.lower() or "unknown",
+        license=_license(child_input),
         tags=["finetuneflow"],
         model_name=child_input.config.display_name,
     )
@@ -85,8 +86,25 @@ def base_model_card(child_input: ExportInput, forms: Sequence[Form], served: Seq
 The base model `{model.id}` (revision `{model.revision}`), exported by FineTuneFlow in export
 `{child_input.job.id}`. It was not trained: the weights are those of that model, in the forms below.
 `report.md` names the model by the SHA-256 of its weights, `manifest.json` has the SHA-256 of every file.
-Signature: {signature(child_input)} The licence is the model's."""
+Signature: {signature(child_input)} {_licence(child_input)}"""
     return _card(child_input, data, text, forms, served, weights=False)
+
+
+def _licence(child_input: ExportInput) -> str:
+    """Returns whose licence the model has, as a sentence."""
+    if inl := InlReference.parse(child_input.model.id):
+        random = "The weights are random numbers" if child_input.of_base else "The base model had random weights"
+        return (
+            f"{random}, so the licence is the owner's to choose; the tokenizer is that of "
+            f"`{inl.tokenizer}`, under its licence."
+        )
+    return f"The licence is the {'' if child_input.of_base else 'base '}model's."
+
+
+def _license(child_input: ExportInput) -> str | None:
+    """Returns the licence for the metadata; None, which leaves it out, for a model whose owner is to choose one."""
+    model = child_input.model
+    return model.license.lower() or (None if has_random_weights(model.id) else "unknown")
 
 
 def _card(

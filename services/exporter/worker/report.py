@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.config.job import JobConfig
 from engine.evaluation.verdicts import gap_verdict, is_worse
+from engine.inl.reference import has_random_weights
 from engine.perplexity import perplexity
 from engine.serving import Served
 from finetuneflow.v1.hardware_pb2 import Hardware
@@ -65,11 +66,17 @@ def base_model_report(child_input: ExportInput, forms: Sequence[Form], served: S
 - Base Model: {escape(model.id)} (revision {escape(model.revision)})
 - SHA-256 of its weights: {model.weights_sha256}
 - Parameters: {model.num_parameters:,}
-- Licence: {escape(model.license) or "unknown"}
+- Licence: {_licence(child_input)}
 - Training: none; the weights are those of that model"""
     sections = ["# FineTuneFlow Export Report", project, *_forms(child_input, forms)]
     sections.append("\n\n".join(["## Serving", serving_table(served)]))
     return "\n\n".join(sections) + "\n"
+
+
+def _licence(child_input: ExportInput) -> str:
+    model = child_input.model
+    random = "none; its weights are random numbers" if has_random_weights(model.id) else "unknown"
+    return escape(model.license) or random
 
 
 def _forms(child_input: ExportInput, forms: Sequence[Form]) -> list[str]:
@@ -233,11 +240,15 @@ def _comparison(child_input: ExportInput) -> str:
         return head + f"Step {child_input.step:,} was not evaluated: the job's evaluation is about step {best:,}."
     if not evaluation.HasField("tuned_loss") and not evaluation.metrics:
         return head + "Loss and perplexity were not measured on held-out rows."
+    answered = f"{evaluation.num_answered:,} of them answered"
+    if not evaluation.num_answered:
+        # Samples may continue such rows.
+        answered = "no answer to them was graded (rows of plain text have none)"
     lines = [
         f"Measured in {evaluation.precision or 'fp32'} on {evaluation.num_examples:,} held-out rows "
         f"({evaluation.num_trained_tokens:,} trained tokens), on the {evaluation.weights or 'original'} weights; "
-        f"{evaluation.num_answered:,} of them answered. Losses in nats per token; a gain is positive if the tuned "
-        "model is better; intervals at 95 % confidence, by a paired bootstrap over the rows.",
+        f"{answered}. Losses in nats per token; a gain is positive if the tuned model is better; intervals "
+        "at 95 % confidence, by a paired bootstrap over the rows.",
         "",
         row("Metric", "Base", "Tuned", "Gain", "Interval", "Better / worse", "Conclusion"),
         row(*["---"] * 7),

@@ -1,4 +1,4 @@
-"""Verifies that a GGUF file is the model of the checkpoint: weights, logits, tokens and chat template."""
+"""Verifies that a GGUF file is the model of the checkpoint, or the base model: weights, logits, tokens, template."""
 
 import gc
 import json
@@ -102,7 +102,7 @@ def verify_unrounded(
     file = unrounded_file(child_input, package, source)
     _check_source(child_input, file.name, source)
     reader = GGUFReader(file)
-    return Unrounded(reader, _check_own_tensors(file.name, "f32", reader, source, on_tensor))
+    return Unrounded(reader, _check_own_tensors(child_input, file.name, "f32", reader, source, on_tensor))
 
 
 def verify_gguf(
@@ -121,18 +121,20 @@ def verify_gguf(
     about, file = form.gguf, package / form.gguf.file
     reader = GGUFReader(file)
     _check_text(child_input, about, reader)
-    _check_metadata(about, reader, AutoConfig.from_pretrained(source, local_files_only=True).get_text_config())
+    _check_metadata(
+        child_input, about, reader, AutoConfig.from_pretrained(source, local_files_only=True).get_text_config()
+    )
     if about.type in CONVERTED_TYPES:
         unrounded = None
     else:
         assert unrounded  # noqa: S101 - the file was made of it
-        _check_quantization(about, reader, unrounded.reader, on_row)
+        _check_quantization(child_input, about, reader, unrounded.reader, on_row)
 
     def compare_own_tensors() -> str:
         if unrounded:
             return unrounded.unmatched
         _check_source(child_input, about.file, source)
-        return _check_own_tensors(about.file, about.type, reader, source, on_row)
+        return _check_own_tensors(child_input, about.file, about.type, reader, source, on_row)
 
     # The reader of transformers holds the tensors of the file beside those of the model.
     needed = max(checkpoint.size_bytes, 2 * sum(each.stat().st_size for each in weight_files(source)))
@@ -146,16 +148,17 @@ def verify_gguf(
         return Verified(None, model + compare_own_tensors())
     if unrounded:
         largest = _Largest()
-        _check_loaded_rows(about, model, source)
+        _check_loaded_rows(child_input, about, model, source)
     else:
         largest = _largest(_loaded_tensors(model, source))
-        _check_rounding(about.file, about.type, largest)
+        _check_rounding(child_input, about.file, about.type, largest)
     found = Comparison.of(stored.read(), logits(model, checkpoint.rows.rows, on_row))
     config = child_input.config
     original = config.method == "qlora" and config.export.merge_base == "original"
     bounds = bounds_of_type(about.type, checkpoint.dtype, original=original)
     if not bounds.hold(found):
         raise differs(
+            child_input,
             about.file,
             f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
             f"{found.same_next_token:.1%} equal next tokens, at {found.num_positions:,} positions of {found.num_rows} "
@@ -263,18 +266,21 @@ def _largest(found: Iterator[tuple[str, float]]) -> _Largest:
     return max((_Largest(*each) for each in found), key=lambda each: each.difference, default=_Largest())
 
 
-def _check_own_tensors(file: str, type_: str, reader: GGUFReader, source: Path, on_tensor: Callable[[], None]) -> str:
+def _check_own_tensors(
+    child_input: ExportInput, file: str, type_: str, reader: GGUFReader, source: Path, on_tensor: Callable[[], None]
+) -> str:
     """Checks the tensors that have a counterpart. Returns what to say about the others."""
     compared = list(_own_tensors(reader, source, ROUNDING[type_], on_tensor))
-    _check_rounding(file, type_, _largest((name, value) for name, value in compared if value is not None))
+    _check_rounding(child_input, file, type_, _largest((name, value) for name, value in compared if value is not None))
     unmatched = [name for name, value in compared if value is None]
     return f"; {len(unmatched)} of its {len(compared)} tensors were not compared" if unmatched else ""
 
 
-def _check_rounding(file: str, type_: str, largest: _Largest) -> None:
+def _check_rounding(child_input: ExportInput, file: str, type_: str, largest: _Largest) -> None:
     bound = ROUNDING[type_]
     if not largest.difference <= bound:
         raise differs(
+            child_input,
             file,
             f"{largest.name} differs from what it was made of by {largest.difference:.2%} of its maximum (bound: "
             f"{bound:.2%})",
@@ -282,34 +288,38 @@ def _check_rounding(file: str, type_: str, largest: _Largest) -> None:
 
 
 def _check_quantization(
-    about: GgufFile, reader: GGUFReader, made_of: GGUFReader, on_tensor: Callable[[], None]
+    child_input: ExportInput, about: GgufFile, reader: GGUFReader, made_of: GGUFReader, on_tensor: Callable[[], None]
 ) -> None:
     """Compares each row of each tensor with that of the unrounded file."""
     originals = {tensor.name: tensor for tensor in made_of.tensors}
     if other := sorted(originals.keys() ^ {tensor.name for tensor in reader.tensors}):
-        raise differs(about.file, f"it and the file that it was made of do not both have the tensor {other[0]}")
+        raise differs(
+            child_input, about.file, f"it and the file that it was made of do not both have the tensor {other[0]}"
+        )
     for tensor in reader.tensors:
         on_tensor()
         original, type_ = originals[tensor.name], tensor.tensor_type.name
         if type_ not in _QUANTIZATION or [*tensor.shape] != [*original.shape]:
             raise differs(
-                about.file, f"its {tensor.name} has the type {type_} and the shape {[*map(int, tensor.shape)]}"
+                child_input,
+                about.file,
+                f"its {tensor.name} has the type {type_} and the shape {[*map(int, tensor.shape)]}",
             )
         data, expected = (each.data.reshape(-1, each.data.shape[-1]) for each in (tensor, original))
         for start in range(0, len(data), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             found = torch.from_numpy(dequantize(data[rows], tensor.tensor_type).copy())
             difference = _worst_row(torch.from_numpy(expected[rows].copy()), found, exact=type_ == "F32")
-            _check_row(about, f"{tensor.name} ({type_})", difference, _QUANTIZATION[type_])
+            _check_row(child_input, about, f"{tensor.name} ({type_})", difference, _QUANTIZATION[type_])
 
 
-def _check_loaded_rows(about: GgufFile, model: Any, source: Path) -> None:
+def _check_loaded_rows(child_input: ExportInput, about: GgufFile, model: Any, source: Path) -> None:
     """Compares the model that transformers read with the one that was converted, within the bound of the coarsest type
     of the file."""
     loaded, bound = model.state_dict(), max(_QUANTIZATION[type_] for type_ in about.tensor_types)
     for name, expected in _tensors(source):
         if name in loaded:
-            _check_row(about, name, _worst_row(expected, loaded[name].to(expected.dtype)), bound)
+            _check_row(child_input, about, name, _worst_row(expected, loaded[name].to(expected.dtype)), bound)
 
 
 def _worst_row(expected: torch.Tensor, found: torch.Tensor, *, exact: bool = False) -> float:
@@ -320,9 +330,10 @@ def _worst_row(expected: torch.Tensor, found: torch.Tensor, *, exact: bool = Fal
     return float(((error - (0 if exact else _SMALLEST_ROW)).clamp(min=0) / size.clamp(min=1e-30)).max())
 
 
-def _check_row(about: GgufFile, name: str, difference: float, bound: float) -> None:
+def _check_row(child_input: ExportInput, about: GgufFile, name: str, difference: float, bound: float) -> None:
     if not difference <= bound:
         raise differs(
+            child_input,
             about.file,
             f"a row of {name} differs from what it was made of by {difference:.0%} of its size (bound: {bound:.0%})",
         )
@@ -333,10 +344,11 @@ def _check_source(child_input: ExportInput, file: str, source: Path) -> None:
     settings = merge_settings(child_input)
     made = differences(source, settings.base, settings.adapter, dtype=torch.float32, quantised=settings.quantised)
     if (largest := _largest(made)).difference > 0:
-        raise differs(file, f"{largest.name} is not what merging gives")
+        expected = "that of the base model" if child_input.of_base else "what merging gives"
+        raise differs(child_input, file, f"{largest.name} is not {expected}")
 
 
-def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
+def _check_metadata(child_input: ExportInput, about: GgufFile, reader: GGUFReader, config: Any) -> None:
     """Compares the settings of the model that the file states with those of its configuration."""
     architecture = text_of(reader, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
@@ -352,7 +364,7 @@ def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
             continue
         # Models without such layers state 0.
         if stated and not math.isclose(value, stated, rel_tol=1e-6):
-            raise differs(about.file, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
+            raise differs(child_input, about.file, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
 
 
 def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -> None:
@@ -360,7 +372,8 @@ def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -
     merges, and the rule for words that the converter recognized, a text has the same ids; of a tokenizer without merges
     the held-out conversations show it."""
     if text_of(reader, "tokenizer.chat_template") != chat_template(child_input):
-        raise differs(about.file, "its chat template is another one than that of the training")
+        whose = "the base model" if child_input.of_base else "the training"
+        raise differs(child_input, about.file, f"its chat template is another one than that of {whose}")
     tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
     tokens = _texts(reader, "tokenizer.ggml.tokens")
     for token, id_ in tokenizer.vocabulary.items():
@@ -368,19 +381,20 @@ def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -
         # llama.cpp matches added tokens with the text itself, in which a space is a space. SentencePiece has a byte
         # where tokenizer.json has its character.
         if found not in (token, token.replace("▁", " "), f"<0x{ord(token):02X}>" if len(token) == 1 else token):
-            raise differs(about.file, f"its token {id_} is {found!r} instead of {token!r}")
+            raise differs(child_input, about.file, f"its token {id_} is {found!r} instead of {token!r}")
     merges = _merges(json.loads((child_input.model.path / "tokenizer.json").read_text("utf-8")))
     found_merges = _texts(reader, "tokenizer.ggml.merges")
     if found_merges and found_merges != merges:
-        raise differs(about.file, "its tokenizer has other merges")
+        raise differs(child_input, about.file, "its tokenizer has other merges")
     if is_sentencepiece(reader):
         check_tokens(child_input, SentencePieceTokens.of(reader).encode, about.file)
     field = reader.get_field("tokenizer.ggml.eos_token_id")
     if field is None or field.contents() != tokenizer.eos_id:
-        raise differs(about.file, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers")
+        ends = "the base model's" if child_input.of_base else "which ends the trained answers"
+        raise differs(child_input, about.file, f"its end-of-text token is not {tokenizer.eos_token}, {ends}")
     field = reader.get_field(ADD_BOS)
     if field is not None and field.contents() != adds_bos(child_input):
-        raise differs(about.file, f"{ADD_BOS} is {field.contents()}")
+        raise differs(child_input, about.file, f"{ADD_BOS} is {field.contents()}")
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -400,10 +414,10 @@ def _texts(reader: GGUFReader, key: str) -> list[str]:
     return [bytes(field.parts[index]).decode("utf-8") for index in field.data] if field else []
 
 
-def differs(file: str, problem: str) -> JobError:
-    """Returns the failure of a file that is not the checkpoint's model."""
+def differs(child_input: ExportInput, file: str, problem: str) -> JobError:
+    """Returns the failure of a file that is not the model of the checkpoint, or not the base model."""
     return JobError(
         "EXPORT_DIFFERS",
-        f"{file} differs from the checkpoint: {problem}. Nothing of the package is published.",
+        f"{file} differs from {child_input.original}: {problem}. Nothing of the package is published.",
         "Set export.gguf_types to bf16 or f32, or export the merged model. If it happens with each, please report it.",
     )

@@ -73,7 +73,7 @@ def verify_gguf_adapter(
     assert form.gguf  # noqa: S101 - each file is a form
     file, type_ = form.gguf.file, form.gguf.type
     reader, base = GGUFReader(package / file), GGUFReader(source / BASE_GGUF)
-    _check_header(file, reader, base)
+    _check_header(child_input, file, reader, base)
     scale = _scale(child_input, file, reader)
     layers = list(_layers(child_input, file, type_, reader, base, on_row))
     needed = max(checkpoint.size_bytes, 2 * (source / BASE_GGUF).stat().st_size)
@@ -92,6 +92,7 @@ def verify_gguf_adapter(
     bounds = bounds_of_type(type_, checkpoint.dtype, original=child_input.config.method == "qlora")
     if not bounds.hold(found):
         raise differs(
+            child_input,
             file,
             f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
             f"{found.same_next_token:.1%} equal next tokens, at {found.num_positions:,} positions of {found.num_rows} "
@@ -101,11 +102,11 @@ def verify_gguf_adapter(
     return Verified(comparison_message(found, bounds, checkpoint.rows.source, dtype))
 
 
-def _check_header(file: str, reader: GGUFReader, base: GGUFReader) -> None:
+def _check_header(child_input: ExportInput, file: str, reader: GGUFReader, base: GGUFReader) -> None:
     expected = {**_EXPECTED, "general.architecture": text_of(base, "general.architecture")}
     for key, value in expected.items():
         if (found := text_of(reader, key)) != value:
-            raise differs(file, f"its {key} is {found!r} instead of {value!r}")
+            raise differs(child_input, file, f"its {key} is {found!r} instead of {value!r}")
 
 
 def _scale(child_input: ExportInput, file: str, reader: GGUFReader) -> float:
@@ -116,7 +117,7 @@ def _scale(child_input: ExportInput, file: str, reader: GGUFReader) -> float:
     alpha = float(field.contents()) if field else 0.0
     trained: float = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not math.isclose(alpha / rank, trained, rel_tol=1e-6):
-        raise differs(file, f"its alpha {alpha:g} scales it by {alpha / rank:g} instead of {trained:g}")
+        raise differs(child_input, file, f"its alpha {alpha:g} scales it by {alpha / rank:g} instead of {trained:g}")
     return alpha / rank
 
 
@@ -156,11 +157,12 @@ def _layers(
             ):
                 tensor = own.pop(f"{mapped}.lora_{part}", None)
                 if tensor is None:
-                    raise differs(file, f"it lacks {mapped}.lora_{part}")
+                    raise differs(child_input, file, f"it lacks {mapped}.lora_{part}")
                 values = _values(tensor)
                 difference = relative_difference(expected.float(), values)
                 if not difference <= bound:
                     raise differs(
+                        child_input,
                         file,
                         f"{tensor.name} differs from the checkpoint's {path}.lora_{part.upper()}.weight by "
                         f"{difference:.2%} of its maximum (bound: {bound:.2%})",
@@ -168,7 +170,7 @@ def _layers(
                 parts.append(values)
             yield _Layer(mapped, *parts)
     if own:
-        raise differs(file, f"it has the tensor {min(own)}, which the checkpoint lacks")
+        raise differs(child_input, file, f"it has the tensor {min(own)}, which the checkpoint lacks")
 
 
 def _names(model: Path, base: GGUFReader) -> Any:

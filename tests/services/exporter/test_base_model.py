@@ -19,7 +19,7 @@ from engine.model.random_weights import write_random_weights
 from finetuneflow.package_check import check_package
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from services.child_input import ModelFiles
-from services.exporter.worker import package
+from services.exporter.worker import package, verify_gguf
 from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import ExportInput, JobOrigin
 from services.exporter.worker.package import ZIP
@@ -150,6 +150,19 @@ def test_gguf_file_has_the_numbers_of_the_base_model(llama: Path, tmp_path: Path
     assert served["ollama"] == "ollama create tiny -f gguf/Modelfile && ollama run tiny"
     with zipfile.ZipFile(out / ZIP) as archive:
         assert "gguf/Modelfile" in archive.namelist()
+
+
+@pytest.mark.long
+def test_gguf_file_that_differs_is_compared_with_the_base_model(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads of a checkpoint looks for a training that never was."""
+    monkeypatch.setattr(verify_gguf, "chat_template", lambda _: "another")
+    with pytest.raises(JobError) as caught:
+        export(llama, tmp_path, formats=["gguf"], gguf_types=["f16"])
+    assert caught.value.message.startswith(
+        "gguf/tiny-f16.gguf differs from the base model: its chat template is another one than that of the base model."
+    )
 
 
 @pytest.mark.long

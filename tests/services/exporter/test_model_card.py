@@ -135,6 +135,23 @@ def test_hub_reads_the_metadata_of_a_model_card(export_input: ExportInput) -> No
     assert other.data.eval_results is None and "step 2. It was not evaluated" in other.text
 
 
+@pytest.mark.parametrize("of_base", [False, True])
+def test_owner_of_a_model_that_began_with_random_weights_chooses_its_licence(
+    export_input: ExportInput, of_base: bool
+) -> None:
+    """Nobody else has a right to such weights; only the tokenizer is another model's."""
+    from services.exporter.worker.model_card import base_model_card, model_card
+    from services.exporter.worker.report import base_model_report
+
+    model = export_input.model.model_copy(update={"id": "inl-small,tokenizer=org/name,seed=7", "license": ""})
+    changed = export_input.model_copy(update={"model": model, "of_base": of_base})
+    text = base_model_card(changed, (), ()) if of_base else model_card(changed)
+    assert ModelCard(text).data.license is None
+    assert "the licence is the owner's to choose; the tokenizer is that of `org/name`" in text
+    assert "licence is the base model's" not in text and "unknown" not in text
+    assert "- Licence: none; its weights are random numbers" in base_model_report(changed, (), ())
+
+
 @pytest.mark.parametrize("initial", ["loftq", "default"])
 def test_code_loads_the_quantized_base_model_of_the_training(
     export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial: str

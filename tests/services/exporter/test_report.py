@@ -50,6 +50,15 @@ def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
     assert "- Final eval loss: 3.2000 in training (fp32) at step 4" in text
 
 
+def test_report_does_not_count_continued_texts_as_answers(export_input: ExportInput) -> None:
+    """Sample outputs continue rows of plain text: beside them, "0 answered" reads as a failure."""
+    assert "137 of them answered. Losses" in report(export_input)
+    export_input.evaluation.num_answered = 0
+    text = report(export_input)
+    assert "0 of them answered" not in text
+    assert "no answer to them was graded (rows of plain text have none). Losses" in text
+
+
 def test_rows_that_changed_most_are_shown(export_input: ExportInput, tmp_path: Path) -> None:
     """A mean that is better hides what became worse."""
     rows = tmp_path / "evaluation_rows.jsonl"
