@@ -48,6 +48,7 @@ def test_all_sizes_are_listed(tmp_path: Path) -> None:
     assert set(SIZES) < {entry.id for entry in Catalogue(tmp_path).list()}
 
 
+@pytest.mark.long
 def test_model_is_made_with_the_tokenizer_of_another(tmp_path: Path) -> None:
     """Every node makes the same weights, which preflight and training compare by their hash."""
     tokenizer = make_tiny_model(tmp_path / "tiny")

@@ -98,6 +98,7 @@ def trained(base: Path, adapter: Path) -> torch.Tensor:
     return logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
 
 
+@pytest.mark.long
 def test_file_beside_the_base_model_is_the_trained_model(
     given: ExportInput, base: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -152,7 +152,7 @@ def test_owner_of_a_model_that_began_with_random_weights_chooses_its_licence(
     assert "- Licence: none; its weights are random numbers" in base_model_report(changed, (), ())
 
 
-@pytest.mark.parametrize("initial", ["loftq", "default"])
+@pytest.mark.parametrize("initial", [pytest.param("loftq", marks=pytest.mark.long), "default"])
 def test_code_loads_the_quantized_base_model_of_the_training(
     export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial: str
 ) -> None:
@@ -178,6 +178,7 @@ def test_code_loads_the_quantized_base_model_of_the_training(
     assert said["model"].generate(**said["inputs"], max_new_tokens=2).shape[1] > said["inputs"]["input_ids"].shape[1]
 
 
+@pytest.mark.long
 def test_code_in_model_card_loads_an_inl_model(
     export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

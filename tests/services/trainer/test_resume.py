@@ -50,11 +50,7 @@ STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "checkpoint.json")
 MakeInput = Callable[..., Any]
 
 
-# The others go through the same code; these add what is in their checkpoints, or the order of their rows.
-LONG = ("grouped", "packed", "phased", "impatient", "full", "quantised")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES])
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> dict[str, Any]:
     return COMMON | CASES[request.param]
 
@@ -124,6 +120,7 @@ def run_with_deaths(make_input: MakeInput, case: dict[str, Any], deaths: Sequenc
     return children
 
 
+@pytest.mark.long
 def test_training_killed_several_times_has_same_result_as_uninterrupted(
     make_input: MakeInput, case: dict[str, Any]
 ) -> None:
@@ -136,6 +133,7 @@ def test_training_killed_several_times_has_same_result_as_uninterrupted(
     assert result(uninterrupted).early_stopped == (case["early_stopping_patience"] > 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["grouped"], indirect=True)
 def test_paused_and_drained_training_loses_no_step(make_input: MakeInput, case: dict[str, Any]) -> None:
     """Before training began, in the middle of an epoch, at an evaluation, and at the end of an epoch: what a pause or a
