@@ -31,7 +31,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     system.stop()
 
 
-FORMATS = ("adapter", "merged")
+FORMATS = ("adapter", "merged", "gguf")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Reference:
 def reference(system: System, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     with Client(system.address) as client:
         hyperparameters = {"max_steps": 10, "max_length": 64}
-        job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=hyperparameters)
+        job = client.jobs.create(base_model="tiny-llama", training_data=str(rows), hyperparameters=hyperparameters)
         model = client.jobs.wait(job.id).tuned_model
         export = client.exports.wait(client.exports.create(model, formats=FORMATS).id)
         assert export.result is not None
@@ -114,6 +114,7 @@ KILLS = {
     "supervisor before the answer to its claim": ("claim.granted", 1),
     "child while it writes the model": ("export.model_written", 1),
     "child between the merged weights and their tokenizer": ("export.merged", 1),
+    "child after it converted the model": ("export.gguf_written", 1),
     "child while it verifies": ("export.verified", 1),
     "supervisor after an upload, before its report": ("upload.stored", 1),
     "supervisor after its files were reported, before the end": ("attempt.ending", 1),

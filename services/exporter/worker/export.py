@@ -126,6 +126,7 @@ def _write_forms(child_input: ExportInput, files: Path, sources: Path, phases: P
     if "gguf" in formats:
         write_source(child_input, sources / "gguf", on_bytes=_bytes_of(phases, "writing_model"))
         forms += write_gguf(child_input, files, sources / "gguf", on_line=phases.check)
+        failpoint("export.gguf_written")
     if "gguf_adapter" in formats:
         write_adapter_source(child_input, sources / "gguf_adapter", on_line=phases.check)
         forms += write_gguf_adapter(child_input, files, sources / "gguf_adapter", on_line=phases.check)
