@@ -81,7 +81,7 @@ def run_converter(script: Path, arguments: Sequence[str], on_line: Callable[[], 
     """Runs a converter. Returns its exit status, and its last lines that are not empty."""
     # In safe-path mode Python does not look for modules beside the script.
     paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
-    return run_program([sys.executable, str(script), *arguments], {"PYTHONPATH": paths}, on_line)
+    return run_program([sys.executable, str(script), *arguments], {"PYTHONPATH": paths, "TQDM_DISABLE": "1"}, on_line)
 
 
 def run_program(

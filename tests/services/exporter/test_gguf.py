@@ -257,12 +257,23 @@ def test_file_of_a_job_without_a_name_is_named_after_its_base_model(
     assert gguf_files.gguf_name(gguf_input.model_copy(update={"config": resolved(**changes)}), "f16") == name
 
 
-def test_killed_converter_is_tried_again(
-    gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+# The converter itself, on a disk with room for half of the file.
+OUT_OF_SPACE = f"""\
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
+sys.path.insert(0, {str(gguf_files.converter().parent)!r})
+runpy.run_path({str(gguf_files.converter())!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("code", [KILLED, OUT_OF_SPACE], ids=["killed", "out of space"])
+def test_converter_that_lacks_memory_or_disk_is_tried_again(
+    gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """A machine without memory says nothing about the model."""
+    """A machine without memory or disk space says nothing about the model."""
     script = tmp_path / "convert.py"
-    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    script.write_text(code)
     monkeypatch.setattr(gguf_files, "converter", lambda: script)
     with pytest.raises(SystemFailure) as error:
         export(gguf_input, tmp_path)
