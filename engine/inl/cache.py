@@ -1,4 +1,4 @@
-"""What an INL model remembers of the tokens it has read: a running sum per layer, however many tokens there were."""
+"""The cache of INL models for decoding: a running sum per layer, whose size does not grow with the tokens."""
 
 from typing import Any
 

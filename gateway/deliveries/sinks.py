@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from chassis.store.artifact_store import Stored
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from gateway.sql.tables import SavedArtifact
+from gateway.identifiers import new_id
+from gateway.sql.tables import SavedArtifact, now
 
 
 class DeliveryFailed(Exception):
@@ -35,7 +37,7 @@ class FollowedJob:
     """Microseconds since 1970."""
     labels: dict[str, str]
     spec: FineTuningJobSpec
-    """The settings, resolved if they are."""
+    """The settings: the resolved ones, or those that were sent until preflight has resolved them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,22 @@ class TrackerRun:
 
     name: str = ""
     url: str = ""
+
+
+def artifact_of(job: FollowedJob, name: str, kind: str, path: str, stored: Stored) -> SavedArtifact:
+    """Returns the artifact of a file that a sink has stored for a job; `path` is that below the tenant's folder."""
+    return SavedArtifact(
+        id=new_id("ar"),
+        tenant=job.tenant,
+        work_id=job.job_id,
+        name=f"integrations/{name}",
+        kind=kind,
+        path=path,
+        sha256=stored.sha256,
+        size_bytes=stored.size_bytes,
+        media_type="application/octet-stream",
+        create_time=now(),
+    )
 
 
 class Sink(Protocol):
@@ -56,9 +74,9 @@ class Sink(Protocol):
     from_start: bool
     """True if each `open` begins anew, and gets the whole history again."""
     credentials: Sequence[str]
-    """What the service is sent to prove who asks, in each form: these are masked in what it answers."""
+    """Keys and passwords in each form in which they are sent. They are masked in texts that the service answers."""
     idle_seconds: float | None
-    """After so long without events `write` is called with none, so that the service takes the job for running."""
+    """Seconds without events after which `write` is called with none, so that the service shows the job as running."""
 
     async def open(self) -> TrackerRun:
         """Connects, and creates the run if it does not exist."""

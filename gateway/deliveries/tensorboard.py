@@ -16,9 +16,8 @@ from tensorboardX.record_writer import RecordWriter
 
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.event_pb2 import Event
-from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, TrackerRun
-from gateway.identifiers import new_id
-from gateway.sql.tables import SavedArtifact, now
+from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, TrackerRun, artifact_of
+from gateway.sql.tables import SavedArtifact
 from gateway.uncancellable import in_thread
 from gateway.work.projection import points_of
 
@@ -55,20 +54,7 @@ class Tensorboard:
             stored = await in_thread(self._store.put_file, self._file, f"{self._job.tenant}/{path}")
         except OSError as error:
             raise DeliveryFailed(f"the event file cannot be stored: {error.strerror}") from error
-        return [
-            SavedArtifact(
-                id=new_id("ar"),
-                tenant=self._job.tenant,
-                work_id=self._job.job_id,
-                name=f"integrations/{self._file.name}",
-                kind="tensorboard",
-                path=path,
-                sha256=stored.sha256,
-                size_bytes=stored.size_bytes,
-                media_type="application/octet-stream",
-                create_time=now(),
-            )
-        ]
+        return [artifact_of(self._job, self._file.name, "tensorboard", path, stored)]
 
     async def close(self) -> None:
         if self._writer is not None:

@@ -16,14 +16,14 @@ from typing import Any, BinaryIO, Final
 
 from sqlmodel import col, select
 
+from chassis.events import varint
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import WandbSpec
 from gateway.deliveries import wandb_run
-from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, TrackerRun
-from gateway.identifiers import new_id
+from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, TrackerRun, artifact_of
 from gateway.sql.database import Database
-from gateway.sql.tables import SavedArtifact, WorkEvent, now
+from gateway.sql.tables import SavedArtifact, WorkEvent
 from gateway.uncancellable import in_thread
 
 _HEADER: Final = b":W&B" + (0xBEE1).to_bytes(2, "little") + b"\x00"
@@ -69,20 +69,7 @@ class WandbFile:
                 stored = await in_thread(self._store.put_file, file, f"{self._job.tenant}/{path}")
             except OSError as error:
                 raise DeliveryFailed(f"the file for wandb sync cannot be stored: {error.strerror}") from error
-        return [
-            SavedArtifact(
-                id=new_id("ar"),
-                tenant=self._job.tenant,
-                work_id=self._job.job_id,
-                name=f"integrations/{folder_name}/{name}",
-                kind="wandb",
-                path=path,
-                sha256=stored.sha256,
-                size_bytes=stored.size_bytes,
-                media_type="application/octet-stream",
-                create_time=now(),
-            )
-        ]
+        return [artifact_of(self._job, f"{folder_name}/{name}", "wandb", path, stored)]
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -194,7 +181,7 @@ def _metric(name: str) -> bytes:
 
 
 def _message(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
+    return varint(field << 3 | 2) + varint(len(content)) + content
 
 
 def _text(field: int, text: str) -> bytes:
@@ -202,14 +189,4 @@ def _text(field: int, text: str) -> bytes:
 
 
 def _number(field: int, number: int) -> bytes:
-    return _varint(field << 3) + _varint(number)
-
-
-def _varint(number: int) -> bytes:
-    """The wire form of a number that is not negative."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return varint(field << 3) + varint(number)

@@ -193,7 +193,7 @@ def _list_or_object(raw: str) -> Any:
 
 
 class _Places:
-    """Where a file names environment variables."""
+    """The places of environment variables in a file."""
 
     def __init__(self, file: str, text: str) -> None:
         self._file = file

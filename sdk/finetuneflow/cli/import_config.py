@@ -53,7 +53,7 @@ class Imported:
     unset: list[str]
     """Names that the file has without a value; the program's defaults apply."""
     differences: list[str]
-    """What a job does otherwise than the program does with this file, although no name in it says so."""
+    """Differences between the job and a run of the program with this file that no setting in the file shows."""
 
 
 def import_config(

@@ -127,5 +127,5 @@ class ExportInput(ChildInput):
 
     @property
     def original(self) -> str:
-        """What the forms are compared with, in a sentence."""
+        """The words in messages for the model that the forms are compared with."""
         return "the base model" if self.of_base else "the checkpoint"

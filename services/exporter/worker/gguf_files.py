@@ -38,7 +38,7 @@ from services.exporter.worker.sentencepiece_tokens import is_sentencepiece, set_
 ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 _GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 _OUT_OF_SPACE: Final = ("MemoryError", "OSError: ", "No space left", "bad_alloc", "iostream error")
-"""What the converters print. On a full disk NumPy says only how much it has written."""
+"""Texts in the output of a converter without memory or disk space. On a full disk NumPy's error has no other words."""
 
 
 def check_gguf(child_input: ExportInput) -> None:

@@ -476,7 +476,7 @@ def test_adapters_attach_to_all_linear_layers(tmp_path: Path) -> None:
 
 
 def test_autocast_and_quantised_weights_train(tmp_path: Path) -> None:
-    """What the trainer does with precision bf16 on a CPU, and with method qlora."""
+    """Precision bf16 on a CPU uses autocast, and method qlora 4-bit weights: both must have finite gradients."""
     model = _model(change=0.1, dtype=torch.float32, hidden_size=64, vocab_size=64)
     model.save_pretrained(tmp_path)
     ids = _ids(2, 10)
