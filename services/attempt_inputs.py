@@ -380,7 +380,8 @@ def child_devices(gpus: int | None) -> dict[str, str]:
     """Returns the environment that selects a child's devices. With 0 GPUs it sees none."""
     if gpus == 0:
         return {"CUDA_VISIBLE_DEVICES": ""}
-    if gpus == 1:
-        # With more visible GPUs the Trainer would spread every batch over all of them.
-        return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
-    return {}
+    if gpus is None:
+        return {}
+    # With more visible GPUs than processes, the Trainer would spread every batch over all of them.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}

@@ -21,7 +21,7 @@ import psutil
 
 from chassis.child.pipe import CONTROL_FD, EVENT_FD
 from chassis.error_protocols import CallerFault
-from chassis.security.confinement import Confinement, confined
+from chassis.security.confinement import Confinement, Network, confined
 
 _log = logging.getLogger(__name__)
 
@@ -85,12 +85,16 @@ class ChildCommand:
     with its input."""
     cold: bool = False
     """True if it cannot use a warm spare, because it needs what that has not imported."""
+    network: Network = "none"
+    """Whether processes that it starts reach each other over TCP; such a child starts cold."""
     on_cpu: bool = False
     """True if it computes on the CPU for long: no spare is warmed up beside it."""
     refusals: Mapping[int, CallerFault] = field(default_factory=dict)
     """The caller's errors, by the exit statuses with which limits that the child sets itself end it."""
     reads: Sequence[Path] = ()
     """Files and folders that it reads outside of the folder where it works, such as its model."""
+    writes: Sequence[Path] = ()
+    """Files and folders outside of `out_dir` that it writes."""
 
 
 class Child:

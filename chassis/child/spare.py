@@ -18,7 +18,7 @@ from typing import Final
 
 from chassis import failpoints
 from chassis.child.child_process import LINGER_SECONDS, WORKDIR, Child, ChildCommand
-from chassis.security.confinement import ChildLimits, Confinement, Files
+from chassis.security.confinement import ChildLimits, Confinement, Files, Network
 
 _log = logging.getLogger(__name__)
 
@@ -86,11 +86,12 @@ class Spare:
         """Starts a child that works on the command's input in `cwd`. Raises OSError if it cannot be started."""
         for folder in (command.out_dir, scratch := cwd / _SCRATCH):
             folder.mkdir(parents=True, exist_ok=True)
-        files = Files.of(reads=[cwd, *command.reads], writes=[command.out_dir, scratch, *failpoints.folders()])
+        writes = [command.out_dir, scratch, *command.writes, *failpoints.folders()]
+        files = Files.of(reads=[cwd, *command.reads], writes=writes)
         child = await self._take(command, files, cwd)
         if not child:
             env = {**command.env, **_late_environment(command, cwd)}
-            child = await self._start(command.argv, env, cwd, files)
+            child = await self._start(command.argv, env, cwd, files, command.network)
         if self._command:
             if command.on_cpu:
                 self._computing.add(child)
@@ -106,7 +107,7 @@ class Spare:
         return child
 
     async def _take(self, command: ChildCommand, files: Files, cwd: Path) -> Child | None:
-        if command.cold:
+        if command.cold or command.network != "none":
             return None
         child, self._child = self._child, None
         await self._dismiss()
@@ -178,8 +179,10 @@ class Spare:
                 _log.warning("the warm spare ended; children start cold meanwhile: %s", child.last_lines()[-3:])
             await asyncio.sleep(delay)
 
-    async def _start(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, files: Files | None) -> Child:
-        confinement = Confinement(self._limits, files)
+    async def _start(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, files: Files | None, network: Network = "none"
+    ) -> Child:
+        confinement = Confinement(self._limits, files, network)
         return await Child.start(argv, env, cwd, confinement=confinement, linger_seconds=self._linger_seconds)
 
 

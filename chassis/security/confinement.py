@@ -16,13 +16,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 if __name__ == "__main__":
     # At the end: no module of an installed package is taken for one of the standard library.
     sys.path.append(str(Path(__file__).parents[2]))
 
-from chassis.security import confinement_filter, landlock
+from chassis.security import confinement_filter, landlock, network_namespace
 
 _SYSTEM_PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt/rocm")
 _SYSTEM_FACTS: Final = (
@@ -66,6 +66,11 @@ class Files:
         return cls(programs, folders, [str(path) for path in reads], [str(path) for path in writes])
 
 
+Network = Literal["none", "own", "own_or_ephemeral"]
+"""The network of a child: none; one of its own, through which only its processes reach each other over TCP; or, where
+the system refuses such a network, the ephemeral ports of the system's network, on which no service listens."""
+
+
 @dataclass(frozen=True)
 class Confinement:
     """Limits, readable and writable files, and network access of a child."""
@@ -73,8 +78,7 @@ class Confinement:
     limits: ChildLimits
     files: Files | None
     """None: files are not restricted yet. A warm spare completes its imports and calls `restrict_files` then."""
-    network: bool = False
-    """True for a child that computes together with others over TCP."""
+    network: Network = "none"
 
 
 def confined(argv: Sequence[str], confinement: Confinement) -> list[str]:
@@ -112,7 +116,7 @@ def program_folder_around(folder: Path) -> str:
 def restrict_files(files: dict[str, Any]) -> None:
     """Restricts files in a child that was started with `files=None`. `files` holds the fields of `Files`."""
     check_single_thread()
-    landlock.restrict(_grants(Files(**files)), network=True)
+    landlock.restrict(_grants(Files(**files)), ports=landlock.ALL_PORTS)
 
 
 def check_single_thread() -> None:
@@ -141,6 +145,9 @@ def _confine(confinement: Confinement) -> None:
     # When memory runs out, the kernel ends the child before its supervisor.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", "ascii")
+    own_network = confinement.network != "none" and network_namespace.enter()
+    if confinement.network == "own" and not own_network:
+        sys.exit("This system refuses a child a network of its own, in which its processes could reach each other.")
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     for capability in range(64):
         if capability not in _KEPT_CAPABILITIES:
@@ -149,9 +156,13 @@ def _confine(confinement: Confinement) -> None:
     if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
     grants = None if confinement.files is None else _grants(confinement.files)
-    landlock.restrict(grants, network=confinement.network)
+    ports: Iterable[int] = ()
+    if confinement.network != "none":
+        # In a network of its own there is nothing else to reach.
+        ports = landlock.ALL_PORTS if own_network else network_namespace.ephemeral_ports()
+    landlock.restrict(grants, ports=ports)
     if confinement_filter.available():
-        confinement_filter.refuse_calls(network=confinement.network)
+        confinement_filter.refuse_calls(network=confinement.network != "none")
 
 
 def _grants(files: Files) -> dict[str, int]:

@@ -11,7 +11,7 @@ import ctypes
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 MIN_ABI: Final = 2
@@ -29,12 +29,13 @@ READ: Final = _READ_FILE | _READ_DIR
 RUN: Final = READ | EXECUTE
 WRITE: Final = ((1 << 15) - 1) & ~EXECUTE
 """Everything but running programs: read, write, create, rename and delete."""
+ALL_PORTS: Final = range(1 << 16)
 USE_DEVICE: Final = READ | _WRITE_FILE | _IOCTL_DEVICE
 
 # The numbers are the same on every architecture.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _CREATE_RULESET_VERSION = 1 << 0
-_RULE_PATH_BENEATH = 1
+_RULE_PATH_BENEATH, _RULE_NET_PORT = 1, 2
 _BIND_TCP, _CONNECT_TCP = 1 << 0, 1 << 1
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1 << 0, 1 << 1
 
@@ -52,6 +53,10 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
 
 
+class _NetPort(ctypes.Structure):
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("port", ctypes.c_uint64))
+
+
 def abi() -> int:
     """Returns the version of Landlock that the kernel offers; 0 if it offers none."""
     if sys.platform != "linux":
@@ -61,12 +66,12 @@ def abi() -> int:
     return 0
 
 
-def restrict(grants: Mapping[str, int] | None, *, network: bool) -> None:
+def restrict(grants: Mapping[str, int] | None, *, ports: Iterable[int]) -> None:
     """Restricts this thread, its later threads and its later processes; it cannot be undone, only narrowed.
 
     `grants` maps a path to what may be done there and below; a path that does not exist is ignored; None leaves files
-    alone. Without `network`, TCP is refused. The process needs PR_SET_NO_NEW_PRIVS. Kernels that lack a part leave that
-    part unrestricted.
+    alone. TCP reaches the `ports` only; if there are any, a socket may also bind to any free port. The process needs
+    PR_SET_NO_NEW_PRIVS. Kernels that lack a part leave that part unrestricted.
     """
     version = abi()
     if version < MIN_ABI:
@@ -77,7 +82,7 @@ def restrict(grants: Mapping[str, int] | None, *, network: bool) -> None:
     size = 8
     if version >= 4:
         size = 16
-        ruleset.handled_access_net = 0 if network else _BIND_TCP | _CONNECT_TCP
+        ruleset.handled_access_net = 0 if ports == ALL_PORTS else _BIND_TCP | _CONNECT_TCP
     if version >= SIGNALS_ABI:
         size = 24
         ruleset.scoped = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS
@@ -85,6 +90,10 @@ def restrict(grants: Mapping[str, int] | None, *, network: bool) -> None:
     try:
         for path, rights in ({"/": _MOVE} if grants is None else grants).items():
             _grant(fd, path, rights & handled)
+        if ruleset.handled_access_net and (listed := list(ports)):
+            for port in (0, *listed):
+                rule = _NetPort(allowed_access=_BIND_TCP | _CONNECT_TCP if port else _BIND_TCP, port=port)
+                _call(_ADD_RULE, fd, _RULE_NET_PORT, ctypes.byref(rule), 0)
         _call(_RESTRICT_SELF, fd, 0)
     finally:
         os.close(fd)

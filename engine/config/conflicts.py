@@ -148,6 +148,26 @@ def push_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     return [Violation("spec.secrets.hub_write_token", description)]
 
 
+def resource_conflicts(values: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for each setting of devices and processes that another one excludes; `values` include the
+    recipe's."""
+    resources = section if isinstance(section := values.get("resources"), Mapping) else {}
+    gpus, world_size = resources.get("gpus"), resources.get("world_size")
+    found = []
+    if gpus and world_size is not None and world_size != gpus:
+        description = (
+            f"{world_size} given, with gpus = {gpus}: each process has a GPU of its own; remove one of the two."
+        )
+        found.append(Violation("spec.resources.world_size", description))
+    parallelism = resources.get("parallelism") or "auto"
+    if parallelism not in ("auto", "ddp") and (world_size or gpus or 1) == 1:
+        description = (
+            f"{parallelism} given; it needs several processes: set gpus or world_size to 2 or more, or remove it."
+        )
+        found.append(Violation("spec.resources.parallelism", description))
+    return found
+
+
 def beyond_plain_lora(lora: Mapping[str, Any]) -> list[str]:
     """Returns the settings that make an adapter more than the two matrices of each layer, which is all that can be
     joined with another adapter."""

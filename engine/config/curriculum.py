@@ -31,7 +31,7 @@ class Curriculum:
             [phase.display_name for phase in config.phases],
             [phase.num_epochs for phase in config.phases],
             list(sequences),
-            config.hyperparameters.rows_per_step,
+            config.rows_per_step,
         )
 
     @property

@@ -18,6 +18,7 @@ from engine.config.conflicts import (
     mappings_with_template,
     paths_with_nul,
     push_conflicts,
+    resource_conflicts,
 )
 from engine.config.evaluation import Evaluation
 from engine.config.hub_push import HubPush
@@ -208,11 +209,6 @@ class Hyperparameters(Section):
         """Micro-batches of a step; if automatic and not resolved yet, those that make about ROWS_PER_STEP rows."""
         return self.gradient_accumulation_steps or max(1, round(ROWS_PER_STEP / self.micro_batch))
 
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of an optimizer step, or packs if rows are packed."""
-        return self.micro_batch * self.accumulation
-
     def with_usual_batches(self) -> "Hyperparameters":
         """Returns a copy whose automatic batch sizes have the usual values, which no rows and no memory decided."""
         usual = {
@@ -311,12 +307,19 @@ class Export(Section):
         return [type_ for type_ in dict.fromkeys(types) if type_ in CONVERTED_TYPES]
 
 
+Parallelism = Literal["auto", "ddp", "zero2", "zero2_offload", "fsdp"]
+"""How the processes of a training share it; the contract of ResourceSpec.parallelism says what each means."""
+
+
 class Resources(Section):
     """The resources that the job needs on a node."""
 
     pool: str = Field(default="default", pattern=r"^[a-z][a-z0-9-]{0,30}$")
     gpus: int | None = Field(default=None, ge=0, le=64)
-    """None: one GPU if the node has one, otherwise none."""
+    """None: one GPU for each process if the node has one, otherwise none."""
+    world_size: int | None = Field(default=None, ge=1, le=64)
+    """Number of processes that train together, each on its own device. None: `gpus`, or 1 on a CPU."""
+    parallelism: Parallelism = "auto"
 
 
 SecretUse = Literal["hub_token", "hub_write_token"]
@@ -362,6 +365,21 @@ class JobConfig(Section):
         """True if rows are held out; otherwise nothing is evaluated and the last checkpoint counts as the best."""
         return bool(self.evaluation_data) or self.holdout_fraction > 0
 
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
+        return self.resources.world_size or max(self.resources.gpus or 1, 1)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step, of all processes together."""
+        return self.hyperparameters.accumulation * self.world_size
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, or packs if rows are packed, of all processes together."""
+        return self.hyperparameters.micro_batch * self.micro_batches_per_step
+
     def sources(self) -> list[DataSource]:
         """Returns all data sources of the job, in the order they are named."""
         phases = (source for phase in self.phases for source in phase.training_data)
@@ -381,7 +399,7 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     values = merge(preset.values, spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
     violations += [*exclusive_fields(spec), *mappings_with_template(spec), *adapter_conflicts(values)]
-    violations += [*export_conflicts(values), *push_conflicts(values)]
+    violations += [*export_conflicts(values), *push_conflicts(values), *resource_conflicts(values)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     try:
@@ -448,11 +466,8 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
-    if (config.resources.gpus or 0) > 1:
-        description = (
-            f"{config.resources.gpus} given; training on several GPUs is not available yet. Use 1 or remove it."
-        )
-        refuse("resources.gpus", description)
+    if (shared := config.resources.parallelism) not in ("auto", "ddp"):
+        refuse("resources.parallelism", f"{shared} is not available yet; use ddp or auto.")
     return found
 
 

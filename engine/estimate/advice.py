@@ -97,7 +97,7 @@ class JobFacts:
 
     @property
     def rows_per_step(self) -> int:
-        return self.config.hyperparameters.rows_per_step
+        return self.config.rows_per_step
 
     @property
     def num_sequences(self) -> int:
@@ -169,7 +169,8 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
     made = f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {per_step}, which is few."
 
     def steps_with(**changed: int) -> int:
-        return total_steps(job.num_sequences, hyper.model_copy(update=changed))
+        changed_config = job.config.model_copy(update={"hyperparameters": hyper.model_copy(update=changed)})
+        return total_steps(job.num_sequences, changed_config)
 
     fewer = max(1, accumulation * job.total_steps // _FEW_STEPS)
     steps = steps_with(gradient_accumulation_steps=fewer)

@@ -171,7 +171,7 @@ def _reductions(hyper: Hyperparameters, longest: int) -> Iterator[Hyperparameter
     rows = hyper.micro_batch
     while (rows := rows // 2) > 1:
         held = {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
-        steps = hyper.rows_per_step // rows
+        steps = hyper.micro_batch * hyper.accumulation // rows
         current = current.model_copy(update={**held, "gradient_accumulation_steps": steps})
         yield current
     if hyper.micro_batch > 1:
@@ -221,8 +221,8 @@ def _warnings(best: Plan, architecture: Architecture, machine: Machine, config: 
     hyper = config.hyperparameters
     if "per_device_train_batch_size" in changes and "gradient_accumulation_steps" in changes:
         rows = best.setup.rows * best.setup.accumulation
-        if rows != hyper.rows_per_step:
-            was = f"{rows} rows instead of {hyper.rows_per_step}"
+        if rows != (before := hyper.micro_batch * hyper.accumulation):
+            was = f"{rows} rows instead of {before}"
             yield f"A step then has {was}; lower the learning rate if the loss is unstable."
     if not machine.on_gpu and best.verdict != "impossible":
         yield "No GPU is usable: the job trains on the CPU, which takes much longer."

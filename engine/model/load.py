@@ -66,7 +66,7 @@ def load_base(
             quantization_config=config,
             # None: transformers chooses sdpa for every model that supports it.
             attn_implementation=None if attention in ("auto", "sdpa") else attention,
-            device_map={"": 0 if on == "cuda" else "cpu"},
+            device_map={"": torch.cuda.current_device() if on == "cuda" else "cpu"},
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -57,7 +57,7 @@ def resolve_batches(
 
 def with_rows_per_step(config: JobConfig, rows: TrainingRows) -> JobConfig:
     """Returns an automatic job with the rows per step that its rows decide, for counting steps without a machine."""
-    wanted = _rows_of_step(config, rows)
+    wanted = max(1, _rows_of_step(config, rows) // config.world_size)
     micro = min(wanted, MICRO_BATCH)
     update = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": wanted // micro}
     return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=update)})
@@ -104,7 +104,8 @@ def _rows_of_step(config: JobConfig, rows: TrainingRows) -> int:
 
 def _steps(config: JobConfig, rows: TrainingRows, rows_per_step: int) -> int:
     """Returns the steps of the job without packing."""
-    update = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_per_step}
+    accumulation = max(1, rows_per_step // config.world_size)
+    update = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
     hyper = config.hyperparameters.model_copy(update=update)
     return count_steps(config.model_copy(update={"hyperparameters": hyper}), rows.rows)
 
@@ -117,6 +118,8 @@ def _micro_batches(resolved: Resolved, memory: FreeMemory, rows: TrainingRows | 
     why_step = _why_step(config, rows, wanted)
     if rows is not None and hyper.packing:
         wanted = max(1, round(wanted / rows.rows_per_pack))
+    # From here on, the rows of one process.
+    wanted = max(1, round(wanted / config.world_size))
     if micro is not None:
         sizes, accumulation = [micro], accumulation or max(1, round(wanted / micro))
     elif accumulation is not None:

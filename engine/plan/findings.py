@@ -119,7 +119,7 @@ def _num_epochs(prepared: Prepared, config: JobConfig) -> float:
         return sum(phase.num_epochs for phase in config.phases)
     if hyper.max_steps is not None:
         sequences = prepared.num_packed if hyper.packing else prepared.train.num_examples
-        return hyper.max_steps / steps_per_epoch(sequences, hyper)
+        return hyper.max_steps / steps_per_epoch(sequences, config)
     return hyper.num_epochs
 
 

@@ -27,5 +27,5 @@ def passes(config: JobConfig, prepared: Prepared, steps: int) -> float:
         pairs = zip(config.phases, prepared.phases, strict=True)
         tokens = sum(phase.num_epochs * counted.train.num_tokens for phase, counted in pairs)
         return tokens / max(prepared.train.num_tokens, 1)
-    hyper = config.hyperparameters
-    return steps / steps_per_epoch(prepared.phases[0].num_sequences(packing=bool(hyper.packing)), hyper)
+    sequences = prepared.phases[0].num_sequences(packing=bool(config.hyperparameters.packing))
+    return steps / steps_per_epoch(sequences, config)

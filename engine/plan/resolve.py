@@ -73,16 +73,26 @@ def _start(resolved: Resolved) -> None:
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
     """Resolves resources.gpus and returns the GPU to train on, or None."""
     usable = list(hardware.gpus) if hardware.cuda_available else []
-    asked = resolved.config.resources.gpus
-    if asked is None:
-        reason = f"{usable[0].name} is usable" if usable else "no GPU is usable on this node"
-        resolved.choose("resources.gpus", 1 if usable else 0, reason)
-    elif asked > len(usable):
+    asked, ranks = resolved.config.resources.gpus, resolved.config.resources.world_size
+    if asked is None and len(usable) >= (ranks or 1):
+        each = f", and each of {ranks} processes has one" if ranks else ""
+        resolved.choose("resources.gpus", ranks or 1, f"{usable[0].name} is usable{each}")
+    elif asked is None and not usable:
+        resolved.choose("resources.gpus", 0, "no GPU is usable on this node")
+    elif (wanted := asked or ranks or 0) > len(usable) and asked != 0:
+        field = "resources.gpus" if asked else "resources.world_size"
         found = "no usable GPU" if not usable else f"only {len(usable)} usable"
-        message = f"resources.gpus = {asked}, but this node has {found}."
-        advice = "Omit resources.gpus to train on the devices that the node has."
-        resolved.refuse("NO_GPU", "resources.gpus", message, advice)
+        message = f"{field} = {wanted}, but this node has {found}."
+        advice = f"Omit {field} to train on the devices that the node has."
+        resolved.refuse("NO_GPU", field, message, advice)
+    _parallelism(resolved)
     return best_gpu(hardware) if asked != 0 else None
+
+
+def _parallelism(resolved: Resolved) -> None:
+    """Resolves how the processes of a training share it."""
+    if resolved.config.world_size > 1 and resolved.config.resources.parallelism == "auto":
+        resolved.choose("resources.parallelism", "ddp", "each process holds the whole model")
 
 
 def _check_modules(resolved: Resolved, architecture: Architecture) -> None:

@@ -90,7 +90,7 @@ class EvaluationStage:
         )
         sides = [tuned, *judging.values()] if base is None else [base, tuned, *judging.values()]
         reads = [*(side.model.path for side in sides), harness_folder]
-        return child_command(self._settings, child_input, workdir, reads, gpus=config.resources.gpus)
+        return child_command(self._settings, child_input, workdir, reads, gpus=min(config.resources.gpus or 0, 1))
 
     def _from_hub(self, sources: Sequence[SourceMessage], access: HubAccess, folder: Path) -> list[HubDataset]:
         """Downloads the datasets of the hub among the sources, and writes their commits into these. It blocks."""

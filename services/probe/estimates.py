@@ -270,8 +270,8 @@ def _work(resolved: Resolved, architecture: Architecture, setup: Setup, data: _D
     hyper = resolved.config.hyperparameters
     rows = data.rows(hyper.max_length)
     (sequences,) = rows.packs if hyper.packing else rows.rows
-    steps = total_steps(sequences, hyper)
-    trained = data.tokens * steps / steps_per_epoch(sequences, hyper)
+    steps = total_steps(sequences, resolved.config)
+    trained = data.tokens * steps / steps_per_epoch(sequences, resolved.config)
     resolve_intervals(resolved, steps, evaluation_share(architecture, setup, Work(trained, data.held_out_tokens)))
     return Work(trained, data.held_out_tokens * num_evaluations(steps, resolved.config.hyperparameters))
 

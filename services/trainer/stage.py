@@ -69,7 +69,13 @@ class TrainingStage:
         command = child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=gpus)
         # bitsandbytes opens the GPU when it is imported, so the warm spare does not import it.
         quantised = config.method == "qlora" or config.hyperparameters.optim.endswith("bit")
-        return replace(command, cold=quantised, on_cpu=gpus == 0)
+        command = replace(command, cold=quantised, on_cpu=gpus == 0)
+        if config.world_size == 1:
+            return command
+        required = self._settings.child_confinement == "required"
+        # NCCL exchanges data between the GPUs of a node through shared memory.
+        shared_memory = [Path("/dev/shm")] if gpus else []  # noqa: S108
+        return replace(command, network="own" if required else "own_or_ephemeral", writes=shared_memory)
 
     def spare(self) -> SpareCommand:
         """Returns how to start a child that completes the imports of a training."""

@@ -408,9 +408,13 @@ class WandbSpec(_message.Message):
     def __init__(self, project: _Optional[str] = ..., run_name: _Optional[str] = ..., secret: _Optional[str] = ..., entity: _Optional[str] = ..., base_url: _Optional[str] = ..., offline: bool = ...) -> None: ...
 
 class ResourceSpec(_message.Message):
-    __slots__ = ("pool", "gpus")
+    __slots__ = ("pool", "gpus", "world_size", "parallelism")
     POOL_FIELD_NUMBER: _ClassVar[int]
     GPUS_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PARALLELISM_FIELD_NUMBER: _ClassVar[int]
     pool: str
     gpus: int
-    def __init__(self, pool: _Optional[str] = ..., gpus: _Optional[int] = ...) -> None: ...
+    world_size: int
+    parallelism: str
+    def __init__(self, pool: _Optional[str] = ..., gpus: _Optional[int] = ..., world_size: _Optional[int] = ..., parallelism: _Optional[str] = ...) -> None: ...

@@ -6,20 +6,21 @@ from typing import Final
 from chassis.failpoints import failpoint
 from services.trainer.worker.progress import CHECKPOINT_FILE, Progress
 
-_STATE: Final = (CHECKPOINT_FILE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+_STATE: Final = (CHECKPOINT_FILE, "trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 class IncompleteCheckpoint(Exception):
     """The checkpoint to resume from lacks files."""
 
 
-def progress_at(folder: Path) -> Progress:
-    """Reads the totals of the checkpoint to resume from.
+def progress_at(folder: Path, world_size: int) -> Progress:
+    """Reads the totals of the checkpoint of `world_size` ranks to resume from.
 
     Raises IncompleteCheckpoint if a file is missing: the Trainer would silently start that part (optimizer, schedule,
     random state) from the beginning.
     """
-    missing = [name for name in _STATE if not (folder / name).is_file()]
+    random_states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
+    missing = [name for name in (*_STATE, *random_states) if not (folder / name).is_file()]
     if missing:
         raise IncompleteCheckpoint(f"{folder.name} has no {', '.join(missing)}")
     return Progress.read(folder)

@@ -19,6 +19,7 @@ from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Restored
 from services.trainer.worker.checkpoint import publish
 from services.trainer.worker.health import Health
 from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.stopwatch import Stopwatch
 from services.trainer.worker.training_log import TrainingLog
 
@@ -29,7 +30,10 @@ _OWN_EVAL_FIELDS = frozenset({"eval_loss", "eval_runtime", "eval_num_tokens", "e
 
 
 class TrainingCallback(TrainerCallback):
-    """The only callback of the Trainer. Also decides early stopping and obeys a pause or a cancel."""
+    """The only callback of the Trainer. Also decides early stopping and obeys a pause or a cancel.
+
+    Every rank has one, with the totals over all of them; the sink of the first one alone is read.
+    """
 
     def __init__(
         self,
@@ -37,8 +41,9 @@ class TrainingCallback(TrainerCallback):
         phases: Phases,
         hyper: Hyperparameters,
         *,
+        ranks: Ranks,
         progress: Progress,
-        log: TrainingLog,
+        log: TrainingLog | None,
         stopwatch: Stopwatch,
         peak_tokens_per_second: float | None,
         trainer_dir: Path,
@@ -47,6 +52,7 @@ class TrainingCallback(TrainerCallback):
         restored: Restored | None,
     ) -> None:
         """`peak_tokens_per_second`: tokens a second at which the device would be fully used; None if unknown."""
+        self._ranks = ranks
         self.progress = progress
         self.health = Health(sink, hyper, progress)
         self._log, self._stopwatch, self._peak_tokens_per_second = log, stopwatch, peak_tokens_per_second
@@ -60,7 +66,8 @@ class TrainingCallback(TrainerCallback):
         self._hyper = hyper
         self._trainer_dir, self._out_dir = trainer_dir, out_dir
         self._last_log = Totals()
-        self._step_loss = 0.0
+        self._step = Totals()
+        """Totals of this rank in the step that is not complete yet."""
         self._micro_batch = 0
         """Position in its step of the micro-batch that comes next."""
         # Training time is measured from mark to mark; the time between the end of a step that evaluates or saves and
@@ -85,12 +92,10 @@ class TrainingCallback(TrainerCallback):
         self._stopwatch.read()
         self.health.check_loss(loss, self._micro_batch)
         self._micro_batch += 1
-        self._step_loss += loss
-        self.attempt.num_rows += num_rows
-        self.attempt.num_tokens += num_tokens
-        self.attempt.num_padded_tokens += num_padded_tokens
-        self.progress.num_rows += num_rows
-        self.progress.num_tokens += num_tokens
+        self._step.loss_sum += loss
+        self._step.num_rows += num_rows
+        self._step.num_tokens += num_tokens
+        self._step.num_padded_tokens += num_padded_tokens
 
     def backward_done(self) -> None:
         """Ends the backward pass of a micro-batch."""
@@ -161,15 +166,14 @@ class TrainingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> TrainerControl:
         self._stopwatch.enter(None)
-        loss = self._step_loss
-        self._count_step(state)
+        loss, pause_requested = self._count_step(state)
         self.health.check_skipped(optimizer.step_was_skipped)
         self.health.check_step(loss)
         failpoint(f"training.step-{state.global_step}")
         self._phases.check()
         if state.global_step >= state.max_steps:
             control.should_log = True
-        elif self._sink.requested() == "pause":
+        elif pause_requested:
             control.should_save = control.should_training_stop = self.paused = True
         # The best step must be a step that was saved.
         control.should_save = control.should_save or control.should_evaluate
@@ -214,8 +218,7 @@ class TrainingCallback(TrainerCallback):
             event.mfu = event.tokens_per_second / self._peak_tokens_per_second
         if self._phase is not None:
             event.extras["phase"] = self._phase + 1
-        self._sink.emit(event)
-        self._log.add(event)
+        self._report(event)
         self.health.check_log(event.grad_norm, last=state.global_step >= state.max_steps)
         return control
 
@@ -243,8 +246,7 @@ class TrainingCallback(TrainerCallback):
             evaluations_without_improvement=waited,
             extras=_extras(metrics, _OWN_EVAL_FIELDS, "eval_"),
         )
-        self._sink.emit(event)
-        self._log.add(event)
+        self._report(event)
         self.health.check_evaluation(eval_loss)
         failpoint(f"training.evaluated-{state.global_step}")
         if 0 < patience <= waited and state.global_step < state.max_steps:
@@ -255,6 +257,10 @@ class TrainingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         progress = self.progress
+        # Each rank has written its random state.
+        self._ranks.wait_for_all()
+        if self._log is None:
+            return control
         self._log.copy_to(self._trainer_dir / f"checkpoint-{progress.step}")
         event = CheckpointSaved(
             step=progress.step,
@@ -268,18 +274,35 @@ class TrainingCallback(TrainerCallback):
         failpoint(f"checkpoint.emitted-{progress.step}")
         return control
 
-    def _count_step(self, state: TrainerState) -> None:
+    def _report(self, event: Log | Eval) -> None:
+        self._sink.emit(event)
+        if self._log is not None:
+            self._log.add(event)
+
+    def _count_step(self, state: TrainerState) -> tuple[float, bool]:
+        """Adds the totals of all ranks. Returns the loss of the step, and True if the first rank is to pause."""
+        step, asked = self._step, self._ranks.first and self._sink.requested() == "pause"
+        loss, *counts, pause = self._ranks.totals(
+            [step.loss_sum, step.num_rows, step.num_tokens, step.num_padded_tokens, asked]
+        )
+        num_rows, num_tokens, num_padded_tokens = map(int, counts)
+        self.attempt.num_rows += num_rows
+        self.attempt.num_tokens += num_tokens
+        self.attempt.num_padded_tokens += num_padded_tokens
         now = time.monotonic()
         self.attempt.seconds += now - self._mark
         self._mark = now
         self.attempt.steps += 1
-        self.attempt.loss_sum += self._step_loss
+        self.attempt.loss_sum += loss
         progress = self.progress
         progress.step, progress.epoch = state.global_step, self._epoch(state)
-        progress.loss_sum += self._step_loss
-        progress.window_loss_sum += self._step_loss
+        progress.num_rows += num_rows
+        progress.num_tokens += num_tokens
+        progress.loss_sum += loss
+        progress.window_loss_sum += loss
         progress.window_steps += 1
-        self._step_loss, self._micro_batch = 0.0, 0
+        self._step, self._micro_batch = Totals(), 0
+        return loss, bool(pause)
 
 
 def _extras(logs: Mapping[str, float], own: frozenset[str], prefix: str) -> dict[str, float]:

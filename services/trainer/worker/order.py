@@ -4,15 +4,17 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from engine.config.curriculum import Curriculum
+from engine.data.spans import IGNORED
+from services.trainer.worker.ranks import Ranks
 
 
 class GroupedByLength(Sampler[int]):
@@ -70,8 +72,38 @@ class PhaseByPhase(Sampler[int]):
         return grouped
 
 
-def rows_of_step(dataloader: Any, accumulation: int, step: int, micro_batch: int | None) -> list[int]:
-    """Returns the indices of the rows of a step, counted from 1, or of one of its micro-batches, counted from 0.
+class Padded(Sampler[int]):
+    """Completes an epoch with a row without trained tokens, so that every rank has equally many full batches.
+
+    accelerate would repeat rows of the beginning instead, which would count twice.
+    """
+
+    def __init__(self, order: Sampler[int] | Sequence[int], blank: int, multiple: int) -> None:
+        """`blank` is the index of that row; the length becomes a multiple of `multiple`."""
+        self.order, self.blank, self._multiple = order, blank, multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch. The Trainer calls it before each epoch, and when it resumes in one."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self._multiple) * self._multiple  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        missing = len(self) - len(self.order)  # type: ignore[arg-type]
+        return chain(self.order, repeat(self.blank, missing))
+
+
+def with_blank(rows: Dataset) -> Dataset:
+    """Appends the row of `Padded`: one token, which predicts nothing."""
+    blank = {"input_ids": [[rows[0]["input_ids"][0]]], "labels": [[IGNORED]], "seq_lengths": [[1]]}
+    columns = {name: blank[name] for name in rows.column_names}
+    return concatenate_datasets([rows, Dataset.from_dict(columns, rows.features)])
+
+
+def rows_of_step(dataloader: Any, accumulation: int, ranks: Ranks, step: int, micro_batch: int | None) -> list[int]:
+    """Returns the indices of the rows of a step, counted from 1, or of one of this rank's micro-batches, from 0.
 
     Draws the order of the epoch again, as the data loader did, so that training steps need not record their rows.
     """
@@ -79,17 +111,28 @@ def rows_of_step(dataloader: Any, accumulation: int, step: int, micro_batch: int
     epoch, in_epoch = divmod(step - 1, math.ceil(per_epoch / accumulation))
     first = in_epoch * accumulation
     last = min(first + accumulation, per_epoch)
+    # Batch b of a rank is batch b * world_size + rank of the order.
+    first, last = first * ranks.world_size, last * ranks.world_size
     if micro_batch is not None:
-        first += micro_batch
+        first += micro_batch * ranks.world_size + ranks.rank
         last = first + 1
-    batches, sampler = copy.copy(dataloader.batch_sampler), copy.copy(dataloader.batch_sampler.sampler)
+    batches = dataloader.batch_sampler if ranks.world_size == 1 else dataloader.batch_sampler.batch_sampler
+    batches = copy.copy(batches)
+    batches.sampler = drawn_again(batches.sampler)
+    if hasattr(batches.sampler, "set_epoch"):
+        batches.sampler.set_epoch(epoch)
+    blank = batches.sampler.blank if isinstance(batches.sampler, Padded) else None
+    return [index for batch in islice(batches, first, last) for index in batch if index != blank]
+
+
+def drawn_again(sampler: Any) -> Any:
+    """Returns a copy with a generator of its own: the data loader may be in the middle of an epoch with this one."""
+    sampler = copy.copy(sampler)
+    if isinstance(sampler, Padded):
+        sampler.order = drawn_again(sampler.order)
     if getattr(sampler, "generator", None) is not None:
-        # The copy makes a generator of its own; the data loader may be in the middle of an epoch with this one.
         sampler.generator = None
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(epoch)
-    batches.sampler = sampler
-    return [index for batch in islice(batches, first, last) for index in batch]
+    return sampler
 
 
 def lengths(rows: Dataset) -> list[int]:

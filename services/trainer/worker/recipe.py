@@ -1,5 +1,6 @@
 """Supervised fine-tuning, from input to result."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -30,8 +31,9 @@ from services.trainer.worker.extensions import Training, extend, failures_named
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, loads_checkpoint, trainable_model
-from services.trainer.worker.order import lengths
+from services.trainer.worker.order import lengths, with_blank
 from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.rows import packed, row_names
 from services.trainer.worker.samples import SampleCallback
 from services.trainer.worker.stopwatch import Stopwatch
@@ -42,11 +44,13 @@ from services.trainer.worker.utilisation import peak_tokens_per_second
 def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     """Runs one attempt and returns its result. Raises Paused once a requested pause is saved."""
     config, hyper = child_input.config, child_input.config.hyperparameters
-    torch.set_num_threads(child_input.threads)
+    torch.set_num_threads(max(1, child_input.threads // config.world_size))
     on = "cpu" if config.resources.gpus == 0 else load.device()
 
     # A pause is obeyed by TrainingCallback, once a checkpoint is saved.
     phases = Phases(sink, PHASES, pausable=False)
+    with sink.ticking():
+        ranks = Ranks.join(config.world_size, on)
     progress, restored = _restored(child_input, sink)
     start = f" with the adapter {config.start_from}" if config.start_from else ""
     phases.enter("loading_model", f"{child_input.model.id}{start}")
@@ -63,15 +67,19 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     trainer_dir = child_input.out_dir / "trainer"
     with sink.ticking():
         train_rows, eval_rows, curriculum = _rows(child_input)
+        peak = peak_tokens_per_second(child_input, on, train_rows)
+        if ranks.world_size > 1:
+            train_rows, eval_rows = with_blank(train_rows), eval_rows and with_blank(eval_rows)
     callback = TrainingCallback(
         sink,
         phases,
         hyper,
         curriculum=curriculum,
+        ranks=ranks,
         progress=progress,
-        log=TrainingLog(child_input.out_dir, resume_from),
+        log=TrainingLog(child_input.out_dir, resume_from) if ranks.first else None,
         stopwatch=Stopwatch(on),
-        peak_tokens_per_second=peak_tokens_per_second(child_input, on, train_rows),
+        peak_tokens_per_second=peak and peak * ranks.world_size,
         trainer_dir=trainer_dir,
         out_dir=child_input.out_dir,
         restored=restored,
@@ -82,10 +90,14 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             "eval_strategy": "no" if eval_rows is None else "steps",
             # The rows are ids and labels already, cut and packed.
             "dataset_kwargs": {"skip_prepare_dataset": True},
+            # Every trained weight takes part in every pass, and no buffer is trained.
+            "ddp_find_unused_parameters": False,
+            "ddp_broadcast_buffers": False,
         }
         trainer = Trainer(
             callback,
             curriculum,
+            ranks,
             model=model,
             args=SFTConfig(**arguments),
             train_dataset=train_rows,
@@ -101,7 +113,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
     if hyper.attn_implementation not in ("auto", used := model.config._attn_implementation):
         sink.emit(_attention_replaced(child_input.model.id, hyper.attn_implementation, used))
-    if config.evaluation.prompt_steps is not None:
+    if config.evaluation.prompt_steps is not None and ranks.first:
         with sink.ticking():
             written = Tokenizer(child_input.model.path, config.chat_template)
             asked = prompts(config, child_input.data_dir, written)
@@ -130,7 +142,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         if callback.paused:
             raise Paused
     sink.emit(_complete(progress, callback.attempt))
-    return _result(child_input, progress, callback.attempt, model)
+    return _result(child_input, progress, callback.attempt, model, ranks)
 
 
 def _rows(child_input: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
@@ -149,7 +161,8 @@ def _rows(child_input: TrainingInput) -> tuple[Dataset, Dataset | None, Curricul
 
 def _restored(child_input: TrainingInput, sink: EventSink) -> tuple[Progress, Restored | None]:
     """Reads the totals to continue from. Warns of newer checkpoints that cannot be used."""
-    progress = progress_at(child_input.resume.path) if child_input.resume else Progress()
+    resume, world_size = child_input.resume, child_input.config.world_size
+    progress = progress_at(resume.path, world_size) if resume else Progress()
     where = f"from step {progress.step}" if child_input.resume else "from the beginning"
     for checkpoint in child_input.unusable_checkpoints:
         sink.emit(
@@ -191,7 +204,9 @@ def _complete(progress: Progress, attempt: Totals) -> Complete:
     return event
 
 
-def _result(child_input: TrainingInput, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
+def _result(
+    child_input: TrainingInput, progress: Progress, attempt: Totals, model: Any, ranks: Ranks
+) -> TrainingResult:
     seconds = child_input.prior_runtime_seconds + attempt.seconds
     result = TrainingResult(
         total_steps=progress.step,
@@ -203,10 +218,10 @@ def _result(child_input: TrainingInput, progress: Progress, attempt: Totals, mod
         train_tokens_per_second=per_second(progress.num_tokens, seconds),
         early_stopped=progress.early_stopped,
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=int(sum(ranks.totals([_peak_memory()]))),
     )
     if torch.cuda.is_initialized():
-        result.peak_gpu_memory_bytes = torch.cuda.max_memory_reserved()
+        result.peak_gpu_memory_bytes = int(ranks.highest(torch.cuda.max_memory_reserved()))
     # Written by this attempt or, if none was better since, by an earlier one, where the supervisor finds it.
     result.best_checkpoint_path = f"checkpoints/step-{result.best_step}"
     if progress.best_eval_loss is not None:
@@ -218,10 +233,10 @@ def _result(child_input: TrainingInput, progress: Progress, attempt: Totals, mod
 
 def _peak_memory() -> int:
     """Returns the peak resident memory of this process, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
+    # Confinement hides it from a rank, which the child has started; and systems other than Linux have none.
+    with contextlib.suppress(OSError):
         # ru_maxrss would include memory of the parent from before it started this program.
-        for line in status.read_text().splitlines():
+        for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

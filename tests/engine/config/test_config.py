@@ -260,12 +260,21 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "base_model": "tiny",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
-        "resources": {"gpus": 2},
+        "resources": {"gpus": 2, "parallelism": "fsdp"},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "evaluation_data[0].weight", "resources.gpus",
+        "evaluation_data[0].weight", "resources.parallelism",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [({"gpus": 2, "world_size": 3}, "world_size"), ({"gpus": 1, "parallelism": "zero2"}, "parallelism")],
+)
+def test_devices_and_processes_that_exclude_each_other_are_refused(resources: dict[str, Any], field: str) -> None:
+    """Otherwise one of the two would be ignored."""
+    assert set(refused({**MINIMAL, "resources": resources})) == {f"spec.resources.{field}"}
 
 
 def test_a_secret_is_named_for_a_known_use_only() -> None:

@@ -80,7 +80,7 @@ def test_sets_of_20_to_7000_rows(hardware: Hardware, count: int, per_step: int, 
     """185 rows at fixed values made 33 steps, were evaluated once, and a failure cost everything."""
     config, steps, why = planned(hardware, spread(count))
     hyper = config.hyperparameters
-    assert (hyper.rows_per_step, steps) == (per_step, total)
+    assert (config.rows_per_step, steps) == (per_step, total)
     assert 5 <= num_evaluations(steps, hyper) <= 11
     assert hyper.save_steps is not None and 5 <= steps // hyper.save_steps <= 11
     assert hyper.eval_steps is not None and hyper.eval_steps % hyper.save_steps == 0
@@ -142,7 +142,7 @@ def test_a_step_keeps_its_rows_whatever_memory_allows() -> None:
         config, _, _ = planned(card(gib), spread(6300, 1000, 2000), EIGHT_B, method="lora")
         hyper = config.hyperparameters
         seen.append((hyper.micro_batch, bool(hyper.gradient_checkpointing)))
-        assert hyper.rows_per_step == 16
+        assert config.rows_per_step == 16
         memory = FreeMemory(card(gib), card(gib).gpus[0], EIGHT_B, 2000)
         assert memory.needed(config).upper_bytes <= gib * GIB * (1 - RESERVE)
     assert len(set(seen)) > 2, seen
@@ -156,8 +156,9 @@ def test_recomputation_only_where_it_is_needed() -> None:
     assert tight.gradient_checkpointing is True
     # A CPU needs no large micro-batches, so it makes smaller ones instead.
     short = Hardware(memory_available_bytes=int(5.5 * GIB), cpu_features=["avx512_bf16"])
-    hyper = planned(short, spread(900))[0].hyperparameters
-    assert (hyper.micro_batch < 4, hyper.gradient_checkpointing, hyper.rows_per_step) == (True, False, 16)
+    config = planned(short, spread(900))[0]
+    hyper = config.hyperparameters
+    assert (hyper.micro_batch < 4, hyper.gradient_checkpointing, config.rows_per_step) == (True, False, 16)
 
 
 def test_rows_without_padding_are_not_grouped() -> None:
@@ -169,9 +170,9 @@ def test_rows_without_padding_are_not_grouped() -> None:
 def test_larger_micro_batches_do_not_add_padding() -> None:
     """A caller who wants rows in random order would pay for a larger micro-batch with padding."""
     lengths = {50: 5800, 2000: 500}
-    random = planned(card(80), lengths, hyperparameters={"group_by_length": False})[0].hyperparameters
-    grouped = planned(card(80), lengths)[0].hyperparameters
-    assert random.micro_batch < grouped.micro_batch == 16
+    random = planned(card(80), lengths, hyperparameters={"group_by_length": False})[0]
+    grouped = planned(card(80), lengths)[0]
+    assert random.hyperparameters.micro_batch < grouped.hyperparameters.micro_batch == 16
     assert random.rows_per_step == grouped.rows_per_step == 16
 
 
@@ -181,7 +182,7 @@ def test_packing_where_rows_stay_isolated_without_cost() -> None:
     config, steps, why = planned(flash, spread(6300))
     hyper = config.hyperparameters
     assert hyper.packing and hyper.group_by_length is False
-    assert hyper.rows_per_step == 2
+    assert config.rows_per_step == 2
     assert abs(steps / planned(flash, spread(6300), hyperparameters={"packing": False})[1] - 1) < 0.2
     assert "rows on average" in why["packing"]
 
@@ -209,7 +210,7 @@ def test_a_curriculum_counts_the_steps_of_all_phases() -> None:
     """Each phase alone would be short, and would be given smaller steps than the whole needs."""
     phases = [{"training_data": [{"dataset": name}], "num_epochs": epochs} for name, epochs in (("a", 5.0), ("b", 3.0))]
     config, steps, _ = planned(CPU, spread(300), phases=phases)
-    assert config.hyperparameters.rows_per_step == 16
+    assert config.rows_per_step == 16
     assert steps == 150 >= ENOUGH_STEPS
     assert config.hyperparameters.eval_steps == config.hyperparameters.save_steps == 15
 
@@ -217,7 +218,7 @@ def test_a_curriculum_counts_the_steps_of_all_phases() -> None:
 def test_given_steps_keep_the_usual_rows() -> None:
     """With max_steps, fewer rows a step would only train on less."""
     config, steps, _ = planned(CPU, spread(166), hyperparameters={"max_steps": 40})
-    assert (config.hyperparameters.rows_per_step, steps) == (16, 40)
+    assert (config.rows_per_step, steps) == (16, 40)
 
 
 def test_costly_evaluations_are_fewer() -> None:

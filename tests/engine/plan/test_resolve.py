@@ -186,5 +186,7 @@ def test_steps_are_counted_as_the_trainer_does(
     hyper = Hyperparameters(
         per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_epochs=epochs
     )
-    assert total_steps(rows, hyper) == counted
-    assert total_steps(rows, hyper.model_copy(update={"max_steps": 5})) == 5
+    config = JobConfig(base_model="m", hyperparameters=hyper)
+    assert total_steps(rows, config) == counted
+    config.hyperparameters.max_steps = 5
+    assert total_steps(rows, config) == 5

@@ -46,6 +46,7 @@ def make_input(tiny_model: Path, data_dir: Path, tmp_path: Path) -> MakeInput:
         lora: Mapping[str, Any] | None = None,
         held_out: bool = True,
         more: Mapping[str, Any] | None = None,
+        resources: Mapping[str, Any] | None = None,
         phases: Sequence[tuple[int, float]] = (),
         **hyperparameters: Any,
     ) -> Any:
@@ -55,6 +56,7 @@ def make_input(tiny_model: Path, data_dir: Path, tmp_path: Path) -> MakeInput:
                 "recipe": "finetuneflow",
                 **(_curriculum(phases) if phases else {"training_data": [{"dataset": "ds_1"}]}),
                 "method": method,
+                "resources": {"gpus": 0, **(resources or {})},
                 "lora": {"r": 4, "lora_dropout": 0.1, **(lora or {})},
                 "hyperparameters": {
                     "precision": "fp32",
