@@ -17,7 +17,7 @@ import pytest
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import Spare, SpareCommand
 from chassis.security import confinement_filter, landlock
-from chassis.security.confinement import ChildLimits, missing
+from chassis.security.confinement import ChildLimits, Confinement, Files, Network, confined, missing
 from finetuneflow.v1 import event_pb2
 from tests.servers.nats import NatsServer
 
@@ -163,3 +163,57 @@ async def running(spare: Spare) -> int:
         while not spare.pid:  # noqa: ASYNC110 - it sends no notification
             await asyncio.sleep(0.02)
     return spare.pid
+
+
+CONNECTING = """
+import socket, sys
+for port in map(int, sys.argv[1:]):
+    with socket.socket() as listening:
+        try:
+            if not port:
+                listening.bind(("127.0.0.1", 0)); listening.listen()
+            socket.create_connection(listening.getsockname() if not port else ("127.0.0.1", port), 5).close()
+        except OSError as error:
+            print(type(error).__name__)
+        else:
+            print("connected")
+"""
+WITHOUT_NAMESPACES = """
+import ctypes, os, sys
+from chassis.security import confinement_filter
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+confinement_filter.refuse_calls(network=True)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def service() -> Iterator[int]:
+    """The port of a service of the node, below the ephemeral ones."""
+    for port in range(20000, 30000):
+        with socket.socket() as listening, contextlib.suppress(OSError):
+            listening.bind(("127.0.0.1", port))
+            listening.listen()
+            yield port
+            return
+
+
+def connections(network: Network, ports: list[int], *, namespaces: bool = True) -> list[str]:
+    """What a confined program gets that connects to itself (port 0) or to a service."""
+    argv = [sys.executable, "-c", CONNECTING, *map(str, ports)]
+    command = confined(argv, Confinement(ChildLimits(), Files.of([], []), network))
+    if not namespaces:
+        command = [sys.executable, "-c", WITHOUT_NAMESPACES, *command]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [*ended.stdout.split(), *ended.stderr.splitlines()[-1:]]
+
+
+def test_processes_that_compute_together_reach_each_other_and_no_service(service: int) -> None:
+    """The network that two GPUs need must not open the broker and the database to a child that was taken over."""
+    assert connections("own", [0, service]) == ["connected", "ConnectionRefusedError"]
+    assert connections("own_or_ephemeral", [0, service], namespaces=False) == ["connected", "PermissionError"]
+    refused = connections("own", [0], namespaces=False)
+    assert refused == [
+        "This system refuses a child a network of its own, in which its processes could reach each other."
+    ]
+    assert "PermissionError" in connections("none", [0])[-1]
