@@ -210,10 +210,10 @@ def connections(network: Network, ports: list[int], *, namespaces: bool = True) 
 
 def test_processes_that_compute_together_reach_each_other_and_no_service(service: int) -> None:
     """The network that two GPUs need must not open the broker and the database to a child that was taken over."""
-    assert connections("own", [0, service]) == ["connected", "ConnectionRefusedError"]
     assert connections("own_or_ephemeral", [0, service], namespaces=False) == ["connected", "PermissionError"]
-    refused = connections("own", [0], namespaces=False)
-    assert refused == [
-        "This system refuses a child a network of its own, in which its processes could reach each other."
-    ]
+    (refused,) = connections("own", [0], namespaces=False)
+    assert refused.startswith("This system refuses a child a network of its own")
     assert "PermissionError" in connections("none", [0])[-1]
+    if (own := connections("own", [0, service])) == [refused]:
+        pytest.skip(refused)
+    assert own == ["connected", "ConnectionRefusedError"]

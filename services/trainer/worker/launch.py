@@ -23,6 +23,8 @@ from chassis.events import ENDINGS
 from finetuneflow.v1.event_pb2 import Event
 
 RANK: Final = "RANK"
+_LOCAL_RANK: Final = "LOCAL_RANK"
+_WORLD_SIZE: Final = "WORLD_SIZE"
 RENDEZVOUS: Final = "FTF_RENDEZVOUS"
 """Environment variable with the path of the file through which the ranks of one machine find each other."""
 _EXIT_SECONDS: Final = 60.0
@@ -107,7 +109,7 @@ class Launcher:
         rendezvous.unlink(missing_ok=True)
         environment = {
             **os.environ,
-            "WORLD_SIZE": str(world_size),
+            _WORLD_SIZE: str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size),
             "OMP_NUM_THREADS": str(max(1, threads // world_size)),
             RENDEZVOUS: str(rendezvous),
@@ -117,7 +119,7 @@ class Launcher:
         }
         ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
         for number in range(world_size):
-            self._ranks.append(_Rank(number, environment | {"LOCAL_RANK": str(number)}, ended))
+            self._ranks.append(_Rank(number, environment | {_LOCAL_RANK: str(number)}, ended))
         if word := sink.requested():
             self.request(word)
         for rank in self._ranks:

@@ -46,6 +46,15 @@ class Trainer(SFTTrainer):
         dataloader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
         return rows_of_step(dataloader, accumulation, self._ranks, step, micro_batch)
 
+    def get_train_dataloader(self) -> Any:
+        """Returns the library's data loader, whose order follows the epoch also where a resumed training skips rows."""
+        dataloader = super().get_train_dataloader()
+        if self._ranks.world_size > 1:
+            shard = dataloader.batch_sampler
+            # accelerate does not pass the epoch on through the part that skips and the one that divides batches.
+            shard.set_epoch = shard.batch_sampler.sampler.set_epoch
+        return dataloader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Orders rows reproducibly for a resumed epoch. The library's shuffle is reproducible; its grouping is not."""
         grouped = self.args.train_sampling_strategy == "group_by_length"

@@ -94,9 +94,7 @@ def run_ranks(
 
 
 def figures(logs: Sequence[Log], evals: Sequence[Eval]) -> list[tuple[Any, ...]]:
-    trained: list[tuple[Any, ...]] = [
-        (log.step, log.num_tokens, log.epoch, log.learning_rate, log.loss) for log in logs
-    ]
+    trained: list[tuple[Any, ...]] = [(log.step, log.num_tokens, log.learning_rate, log.loss) for log in logs]
     return trained + [(one.step, one.best, one.eval_loss) for one in evals]
 
 
@@ -207,7 +205,9 @@ def test_a_cancel_ends_all(make_input: MakeInput, tmp_path: Path, rank: int) -> 
 @pytest.mark.long
 def test_the_cause_of_a_failure_is_reported(make_input: MakeInput, tmp_path: Path, data_dir: Path) -> None:
     """The processes that lose their connection fail too, and say nothing of the cause."""
-    child_input = make_input("failing", **COMMON | TWO | {"learning_rate": 1e30, "total_steps": 100})
+    child_input = make_input(
+        "failing", **COMMON | TWO | {"learning_rate": 1.0, "method": "full", "max_grad_norm": 1000, "total_steps": 100}
+    )
 
     failed = run_ranks(child_input, tmp_path)
 
@@ -220,4 +220,6 @@ def test_the_cause_of_a_failure_is_reported(make_input: MakeInput, tmp_path: Pat
 def test_processes_reach_each_other_in_a_network_of_their_own(make_input: MakeInput, tmp_path: Path) -> None:
     """An operator who requires confinement gets no process that reaches the node's network."""
     ended = run_ranks(make_input("own", **COMMON | TWO | {"total_steps": 2}), tmp_path, network="own")
+    if ended.lines and ended.lines[-1].startswith("This system refuses a child a network"):
+        pytest.skip(ended.lines[-1])
     assert ended.of("stage_completed"), ended.lines
