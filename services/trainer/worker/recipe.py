@@ -90,9 +90,8 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             "eval_strategy": "no" if eval_rows is None else "steps",
             # The rows are ids and labels already, cut and packed.
             "dataset_kwargs": {"skip_prepare_dataset": True},
-            # Every trained weight takes part in every pass, and no buffer is trained.
+            # Every trained weight takes part in every pass.
             "ddp_find_unused_parameters": False,
-            "ddp_broadcast_buffers": False,
         }
         trainer = Trainer(
             callback,
