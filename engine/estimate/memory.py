@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Final, Literal
 
 from engine.config.job import JobConfig, Lora, Quantization
 from engine.estimate.architecture import Architecture
+from engine.estimate.parallelism import Parallelism, Whole, connection_bytes, share
 from engine.estimate.saved_activations import BYTES, Adapters, Arithmetic, Batch, Method, SavedActivations
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -58,6 +59,9 @@ class Setup:
     """Share of the positions that are trained on; only these go through the head."""
     padded: bool = True
     """True if rows of a micro-batch may differ in length."""
+    world_size: int = 1
+    """Processes that share the training, each with its own device and micro-batches."""
+    parallelism: Parallelism = "ddp"
 
     @classmethod
     def of(
@@ -118,11 +122,11 @@ class Setup:
         return Arithmetic(4 if wide else lower or 4, lower)
 
 
-def chosen_optimizer(asked: str, method: Method, *, on_gpu: bool) -> str:
+def chosen_optimizer(asked: str, method: Method, *, on_gpu: bool, parallelism: Parallelism = "ddp") -> str:
     """Returns the optimizer that preflight chooses for `auto`; any other name unchanged."""
     if asked != "auto":
         return asked
-    return "paged_adamw_8bit" if method == "qlora" and on_gpu else "adamw_torch"
+    return "paged_adamw_8bit" if method == "qlora" and on_gpu and parallelism == "ddp" else "adamw_torch"
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Memory:
-    """The peak memory of a training."""
+    """The peak memory of a training, in each of its processes."""
 
     components: tuple[Component, ...]
     upper_bytes: int
@@ -151,6 +155,13 @@ class Memory:
     moment: Moment
     """The moment of the peak. `loss`: the forward pass has reached the head and all activations are saved. `backward`:
     inside the backward pass of a block. `step`: the optimizer updates the weights. `loading`: the weights are read."""
+    host_bytes: int = 0
+    """Main memory that all processes together take for what is kept off their devices; 0 if nothing is."""
+
+    @property
+    def host_upper_bytes(self) -> int:
+        """Upper bound of host_bytes: half as much again, the factor that DeepSpeed's own estimate adds for buffers."""
+        return self.host_bytes + self.host_bytes // 2
 
     @cached_property
     def total_bytes(self) -> int:
@@ -311,19 +322,55 @@ class Estimator:
 
     def memory(self) -> Memory:
         """Returns the memory at the moment of its peak."""
-        moments = [(name, self._components(*sizes)) for name, *sizes in self._moments()]
+        moments = [(name, self._components(name, *sizes)) for name, *sizes in self._moments()]
         moment, components = max(moments, key=lambda m: sum(part.size_bytes for part in m[1]))
         upper = max(sum(part.upper_bytes for part in parts) for _, parts in moments)
-        return Memory(tuple(part for part in components if part.size_bytes), upper, moment)
+        host = share(self.whole, self._s.parallelism, self._s.world_size).host
+        # The processes themselves are in main memory too.
+        host += self._s.world_size * _PROCESS if host else 0
+        return Memory(tuple(part for part in components if part.size_bytes), upper, moment, host)
 
-    def _components(self, gradients: int, activations: int, logits: int, workspace: int) -> list[Component]:
+    @cached_property
+    def whole(self) -> Whole:
+        """What one device alone would hold, with all gradients."""
+        a, arithmetic = self._a, self._s.arithmetic
+        block = sum(rows * columns for rows, columns in a.block_tensors)
+        return Whole(
+            weights=self.weights,
+            adapters=self.adapters,
+            gradients=self.gradients,
+            optimizer=self.optimizer,
+            trained=self.num_trained_parameters,
+            trains_base=not self._s.trains_adapters,
+            value=arithmetic.autocast or arithmetic.weights,
+            block=block,
+            ends=a.num_parameters - a.layers * block,
+            blocks=a.layers,
+        )
+
+    def _components(
+        self, moment: Moment, gradients: int, activations: int, logits: int, workspace: int
+    ) -> list[Component]:
         s, slack = self._s, 0.10 if self._s.on_gpu else 0.08
+        stepping = moment == "step"
+        own = share(replace(self.whole, gradients=gradients), s.parallelism, s.world_size, stepping=stepping)
+        if stepping and s.parallelism != "ddp":
+            # The optimizer has only the process's part of each tensor, or nothing on the device.
+            workspace = 0 if own.host else math.ceil(workspace / s.world_size)
         quantised = f", {s.quantization.bits}-bit with scales, the rest float32" if s.method == "qlora" else ""
+        master = " and float32 weights" if s.parallelism.startswith("zero") else ""
         parts = [
-            Component("weights", self.weights, f"base model{quantised}", 0.01),
-            Component("adapters", self.adapters, f"LoRA adapters of rank {s.lora.r}, float32", 0.01),
-            Component("gradients", gradients, "gradients of the trained weights, float32", 0.01),
-            Component("optimizer", self.optimizer, f"states of {s.optimizer}", 0.01),
+            Component("weights", own.weights, f"base model{quantised}", 0.01),
+            Component("adapters", own.adapters, f"LoRA adapters of rank {s.lora.r}, float32", 0.01),
+            Component("gradients", own.gradients, "gradients of the trained weights, float32", 0.01),
+            Component("optimizer", own.optimizer, f"states of {s.optimizer}{master}", 0.01),
+            Component("gathered", own.gathered, "parameters of other processes while they are used", slack),
+            Component(
+                "buffers",
+                own.buffers + connection_bytes(s.world_size, on_gpu=s.on_gpu),
+                "buffers of the communication between processes",
+                0.5,
+            ),
             Component("activations", activations, "saved for the backward pass", slack),
             Component("logits", logits, "a tile of logits and its copies", slack),
             Component("workspace", workspace, "temporary tensors of the backward pass or the optimizer step", 0.25),

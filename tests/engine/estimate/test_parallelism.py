@@ -1,0 +1,123 @@
+"""Memory of each process by hand-computed cases, and what holds for every model and number of processes."""
+
+import itertools
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from engine.estimate.known_architectures import known
+from engine.estimate.memory import Estimator, Setup, estimate_memory
+from engine.estimate.parallelism import (
+    BUCKET_ELEMENTS,
+    Parallelism,
+    Share,
+    Whole,
+    exchange_seconds,
+    obstacle,
+    share,
+)
+
+ALL: tuple[Parallelism, ...] = get_args(Parallelism)
+# 1,000 weights: 8 blocks of 100, and 200 outside them; all are trained with AdamW in bf16.
+FULL = Whole(
+    weights=4000, adapters=0, gradients=4000, optimizer=8000, trained=1000, trains_base=True, value=2,
+    block=100, ends=200, blocks=8,
+)  # fmt: skip
+# The same with 80 adapter weights, 10 in each block; the base weights have 16 bits.
+LORA = replace(FULL, weights=2000, adapters=320, gradients=320, optimizer=640, trained=80, trains_base=False)
+BUCKETS = 2 * 2 * BUCKET_ELEMENTS
+
+
+@pytest.mark.parametrize(
+    ("whole", "parallelism", "expected"),
+    [
+        # Everything, and a copy of the gradients.
+        (FULL, "ddp", Share(4000, 0, 4000, 8000, buffers=4000)),
+        (LORA, "ddp", Share(2000, 320, 320, 640, buffers=320)),
+        # 2 bytes a weight; of 2 + (4 + 8) bytes of gradients, float32 weights and moments a quarter: 2Ψ + 14Ψ/4.
+        (FULL, "zero2", Share(2000, 0, 500, 3000, buffers=BUCKETS)),
+        (LORA, "zero2", Share(2000, 160, 40, 240, buffers=BUCKETS)),
+        # In main memory: 8 bytes of moments, 4 of weights, 4 of gradients, 2 of copies.
+        (FULL, "zero2_offload", Share(2000, 0, 0, 0, buffers=BUCKETS, host=18_000)),
+        (LORA, "zero2_offload", Share(2000, 160, 0, 0, buffers=BUCKETS, host=18 * 80)),
+        # A quarter of everything; in 16 bits two blocks and both ends, and as many gradients.
+        (FULL, "fsdp", Share(1000, 0, 1000, 2000, gathered=2 * 400, buffers=2 * 400)),
+        (LORA, "fsdp", Share(500, 80, 80, 160, gathered=2 * (400 + 20), buffers=2 * 20)),
+        (FULL, "zero3", Share(500, 0, 500, 3000, gathered=800, buffers=BUCKETS)),
+        (FULL, "zero3_offload", Share(0, 0, 0, 0, gathered=800, buffers=BUCKETS, host=18_000 + 2000)),
+        (LORA, "zero3_offload", Share(0, 0, 0, 0, gathered=840, buffers=BUCKETS, host=18 * 80 + 2000)),
+    ],
+)
+def test_shares_of_four_processes(whole: Whole, parallelism: Parallelism, expected: Share) -> None:
+    assert share(whole, parallelism, 4) == expected
+
+
+def test_zero_converts_its_part_of_the_gradients_for_the_step() -> None:
+    """2 bytes as they were summed, and 4 for AdamW: the 18 bytes a parameter of DeepSpeed's own estimate."""
+    stepping = share(FULL, "zero2", 4, stepping=True)
+    assert stepping.gradients == (2 + 4) * 1000 / 4
+    assert stepping.gradients + stepping.optimizer == (18 * 1000) / 4
+
+
+def test_one_process_holds_the_whole() -> None:
+    assert share(FULL, "ddp", 1) == Share(4000, 0, 4000, 8000)
+    for model, method, on_gpu in itertools.product(("llama-3.1-8b", "inl-small"), ("lora", "qlora", "full"), (0, 1)):
+        setup = Setup(method, "bf16", bool(on_gpu), 4, 512, True, "adamw_torch")  # type: ignore[arg-type]
+        memory = estimate_memory(known(model), setup)
+        assert {"gathered", "buffers"}.isdisjoint(part.name for part in memory.components)
+        assert memory.host_bytes == memory.host_upper_bytes == 0
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-0.6b", "inl-small", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_more_processes_never_take_more_memory_each(model: str, method: str) -> None:
+    """Users add GPUs to train a larger model."""
+    for parallelism, on_gpu in itertools.product(ALL, (False, True)):
+        setup = Setup(method, "bf16", on_gpu, 4, 512, True, "adamw_torch", parallelism=parallelism)  # type: ignore[arg-type]
+        sizes = [estimate_memory(known(model), replace(setup, world_size=n)).upper_bytes for n in (2, 4, 8, 64)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert (len(set(sizes)) == 1) == (parallelism == "ddp" or parallelism.endswith("offload"))
+
+
+def test_dividing_more_takes_less_where_everything_is_trained() -> None:
+    """The order in which they are tried, on eight GPUs; the ZeRO paper compares them in the same way."""
+    setup = Setup("full", "bf16", True, 1, 512, True, "adamw_torch", world_size=8)
+    needs = {p: estimate_memory(known("llama-3.1-8b"), replace(setup, parallelism=p)) for p in ALL}
+    weights = known("llama-3.1-8b").num_parameters
+    # 4 + 4 + 8 bytes a weight, and 4 for the buckets.
+    assert needs["ddp"].total_bytes > 20 * weights
+    assert needs["ddp"].upper_bytes > needs["zero2"].upper_bytes > needs["fsdp"].upper_bytes
+    assert needs["zero2"].upper_bytes > needs["zero2_offload"].upper_bytes
+    assert needs["zero2_offload"].host_bytes > 18 * weights
+    assert needs["zero2_offload"]["optimizer"] == needs["zero2_offload"]["gradients"] == 0
+
+
+def test_adapters_with_ddp_exchange_little() -> None:
+    """Frozen weights are gathered for each micro-batch by FSDP, and stay where they are with the others."""
+    whole = Estimator(known("llama-3.1-8b"), Setup("lora", "bf16", True, 4, 512, True, "adamw_torch")).whole
+
+    def seconds(parallelism: Parallelism, micro_batches: int = 4) -> float:
+        return exchange_seconds(whole, parallelism, 4, micro_batches, on_gpu=True)
+
+    # A ring of four sends 2 · 3/4 of 4 bytes for each trained weight, at 10 GB/s.
+    assert seconds("ddp") == pytest.approx(1.5 * 4 * whole.trained / 10e9) == seconds("ddp", 1)
+    assert seconds("fsdp") == pytest.approx(4 * seconds("fsdp", 1))
+    assert seconds("fsdp") > 50 * seconds("ddp")
+    assert seconds("zero2_offload") > seconds("zero2") > seconds("ddp", 1)
+
+
+def test_what_cannot_be_divided_says_why() -> None:
+    """A training that fails in its first step, or silently trains in another way, costs more than a refusal."""
+
+    def why(parallelism: Parallelism, method: str = "lora", optimizer: str = "auto", **machine: bool) -> str:
+        given = {"on_gpu": True, "deepspeed": True, **machine}
+        return obstacle(parallelism, method=method, optimizer=optimizer, **given)
+
+    assert why("ddp", "qlora", "paged_adamw_8bit", on_gpu=False, deepspeed=False) == ""
+    assert why("zero2", "qlora") == why("fsdp") == why("zero2_offload", "full") == why("zero2", on_gpu=False) == ""
+    assert "FSDP" in why("fsdp", "qlora")
+    assert "GPU" in why("fsdp", on_gpu=False)
+    assert "deepspeed" in why("zero2", deepspeed=False)
+    assert "adafactor" in why("zero2", optimizer="adafactor")
+    assert "main memory" in why("zero2_offload", on_gpu=False)
