@@ -56,9 +56,9 @@ class PriceTable:
         return None
 
 
-def cost(seconds: Interval, price: Price) -> Interval:
-    """Returns the cost of a duration, in the currency of the price table."""
-    return seconds.scaled(price.per_hour / 3600)
+def cost(seconds: Interval, price: Price, gpus: int = 1) -> Interval:
+    """Returns the cost of a duration on this number of GPUs, in the currency of the price table."""
+    return seconds.scaled(gpus * price.per_hour / 3600)
 
 
 def _holds(price: Price, machine: Machine) -> bool:

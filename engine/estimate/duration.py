@@ -1,13 +1,14 @@
 """Estimates the duration of a training, from speeds observed on the same hardware or from its peak performance."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from engine.estimate.architecture import Architecture
 from engine.estimate.machine import Machine
 from engine.estimate.memory import Estimator, Setup
+from engine.estimate.parallelism import exchange_seconds
 from engine.estimate.saved_activations import Method
 
 # By (on_gpu, quantised): the share of the peak performance that trainings reach: lowest, likely, highest. On GPUs
@@ -28,6 +29,8 @@ _SINGLE: Final = 0.15
 _PER_DOUBLING: Final = 0.08
 # Increase if only another method was observed, which still gives the order of magnitude.
 _OTHER_METHOD: Final = 0.35
+# Increase if only other numbers of processes were observed.
+_OTHER_WORLD_SIZE: Final = 0.25
 # Two standard deviations: about 95 % of trainings.
 _DEVIATIONS: Final = 2.0
 
@@ -60,7 +63,9 @@ class Observation:
     flops_per_token: float
     """Operations per token, from `flops_per_token`."""
     tokens_per_second: float
-    """Tokens of training rows, without padding."""
+    """Tokens of training rows, without padding, of all processes together."""
+    world_size: int = 1
+    """Processes that trained together."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +93,44 @@ class Calibration:
         if _sound(observation):
             self._observations.append(observation)
 
-    def predict(self, machine: Machine, method: Method, num_parameters: int, flops: float) -> Speed:
-        """Predicts the speed of a training with `flops` operations per token on `machine`."""
+    def predict(
+        self,
+        machine: Machine,
+        method: Method,
+        num_parameters: int,
+        flops: float,
+        speedup: Callable[[int], float] = lambda processes: 1.0,
+    ) -> Speed:
+        """Predicts the speed of a training with `flops` operations per token on `machine`.
+
+        Trainings with as many processes are preferred; others are scaled by `speedup`: the speed of a number of
+        processes as a multiple of that of one.
+        """
         here = [o for o in self._observations if o.hardware == machine.name]
-        same = [o for o in here if o.method == method]
         if not here:
-            return _prior(machine, method, flops)
+            return _prior(machine, method, flops, speedup)
+        together = [o for o in here if o.world_size == machine.world_size]
+        here = together or here
+        same = [o for o in here if o.method == method]
         chosen = same or here
         distances = [abs(math.log2(o.num_parameters / num_parameters)) for o in chosen]
         weights = [1 / (1 + distance) for distance in distances]
-        logs = [math.log(o.tokens_per_second * o.flops_per_token) for o in chosen]
+        scales = [speedup(machine.world_size) / speedup(o.world_size) for o in chosen]
+        logs = [
+            math.log(o.tokens_per_second * o.flops_per_token * scale) for o, scale in zip(chosen, scales, strict=True)
+        ]
         mean = sum(w * x for w, x in zip(weights, logs, strict=True)) / sum(weights)
         variance = sum(w * (x - mean) ** 2 for w, x in zip(weights, logs, strict=True)) / sum(weights)
         deviation = math.sqrt(variance + _SINGLE**2 / len(chosen)) + _PER_DOUBLING * min(distances)
         deviation += 0 if same else _OTHER_METHOD
+        deviation += 0 if together else _OTHER_WORLD_SIZE
         likely = math.exp(mean) / flops
         spread = math.exp(_DEVIATIONS * deviation)
         of = "" if same else " of another method"
         plural = "s" if len(chosen) > 1 else ""
         basis = f"measured in {len(chosen)} earlier training{plural}{of} on {machine.name}"
+        if not together:
+            basis += f" with other numbers of processes, scaled to {machine.world_size}"
         return Speed(Interval(likely / spread, likely, likely * spread), basis, len(chosen))
 
 
@@ -168,18 +192,48 @@ def estimate_duration(
 ) -> Duration:
     """Estimates the time that `work` takes, without loading and saving."""
     flops = flops_per_token(architecture, setup)
-    calibration = calibration or Calibration()
-    speed = calibration.predict(machine, setup.method, architecture.num_parameters, flops)
+    speed = predict_speed(architecture, setup, machine, calibration or Calibration())
     held_out = work.evaluation_tokens * evaluation_flops_per_token(architecture, setup) / flops
     return Duration(speed.tokens_per_second.inverse(work.tokens + held_out), speed)
 
 
-def _prior(machine: Machine, method: Method, flops: float) -> Speed:
+def predict_speed(architecture: Architecture, setup: Setup, machine: Machine, calibration: Calibration) -> Speed:
+    """Predicts the speed of a training, of all its processes together."""
+    flops = flops_per_token(architecture, setup)
+
+    def speedup(processes: int) -> float:
+        return _speedup(architecture, setup, machine, flops, processes)
+
+    return calibration.predict(machine, setup.method, architecture.num_parameters, flops, speedup)
+
+
+def _speedup(architecture: Architecture, setup: Setup, machine: Machine, flops: float, processes: int) -> float:
+    """Returns the speed of several processes as a multiple of that of one.
+
+    It is the share of a step's time that computing takes if nothing is sent meanwhile. Processes on a CPU divide its
+    cores, and are at best as fast as one.
+    """
+    if processes == 1:
+        return 1.0
+    _, likely, _ = _UTILISATION[machine.on_gpu, setup.method == "qlora"]
+    tokens = setup.rows * setup.accumulation * setup.length
+    computing = tokens * flops / (likely * machine.peak_flops) * (1 if machine.on_gpu else processes)
+    whole = Estimator(architecture, setup).whole
+    sending = exchange_seconds(whole, setup.parallelism, processes, setup.accumulation, on_gpu=machine.on_gpu)
+    return (processes if machine.on_gpu else 1) * computing / (computing + sending)
+
+
+def _prior(machine: Machine, method: Method, flops: float, speedup: Callable[[int], float]) -> Speed:
     low, likely, high = _UTILISATION[machine.on_gpu, method == "qlora"]
     spread = 1.0 if machine.known else _UNKNOWN_SPREAD
     speed = Interval(low / spread, likely, high * spread).scaled(machine.peak_flops / flops)
     peak = f"{machine.peak_flops / 1e12:.3g} TFLOP/s" + ("" if machine.known else ", assumed for an unlisted GPU")
     basis = f"no training has been measured on {machine.name} yet; {likely:.0%} of its peak ({peak}) is assumed"
+    if machine.world_size > 1:
+        devices = machine.world_size if machine.on_gpu else 1
+        factor = speedup(machine.world_size)
+        speed = Interval(speed.low * factor, speed.likely * factor, speed.high * devices)
+        basis += f", and {factor / devices:.0%} of it with {machine.world_size} processes"
     return Speed(speed, basis, 0)
 
 

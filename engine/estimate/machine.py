@@ -1,6 +1,6 @@
 """The properties of a machine that decide whether a training fits and how long it takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
@@ -24,12 +24,13 @@ _CPU_HERTZ: Final = 2.5e9
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that a training runs on: a GPU of a node, or its CPU."""
+    """The device that each process of a training runs on: a GPU of a node, or a share of its CPU."""
 
     name: str
     """Name of the GPU, or of the CPU with its number of cores; observed speeds are stored under it."""
     on_gpu: bool
     free_bytes: int
+    """Free memory for each process: that of the GPU with the least, or an equal share of main memory."""
     total_bytes: int
     peak_flops: float
     """Operations per second in the number format of training."""
@@ -39,18 +40,29 @@ class Machine:
     """True if bitsandbytes is installed."""
     known: bool = True
     """True if peak_flops comes from the table; False if it is assumed."""
+    world_size: int = 1
+    """Processes that train together."""
+    host_free_bytes: int = 0
+    """Free main memory of the node."""
+    deepspeed: bool = False
+    """True if DeepSpeed is installed."""
 
     @classmethod
-    def of(cls, hardware: Hardware, *, gpus: int | None = None, free_bytes: int | None = None) -> "Machine":
-        """Returns the GPU with the most free memory, or the CPU if no GPU is usable or `gpus` is 0.
+    def of(
+        cls, hardware: Hardware, *, gpus: int | None = None, world_size: int = 1, free_bytes: int | None = None
+    ) -> "Machine":
+        """Returns the GPUs that `world_size` processes train on, or the CPU if no GPU is usable or `gpus` is 0.
 
-        `free_bytes` replaces the memory that is free now.
+        A node with fewer GPUs than processes is not refused here. `free_bytes` replaces the memory that is free now.
         """
-        quantises = "bitsandbytes" in hardware.packages
-        gpu = best_gpu(hardware) if gpus != 0 else None
+        packages = hardware.packages
+        more = {"world_size": world_size, "host_free_bytes": hardware.memory_available_bytes}
+        quantises = "bitsandbytes" in packages
+        gpu = deciding_gpu(hardware, world_size) if gpus != 0 else None
         if gpu is not None:
             free = gpu.memory_free_bytes if free_bytes is None else free_bytes
-            return gpu_machine(gpu.name, free, total=gpu.memory_total_bytes, bf16=gpu.bf16, quantises=quantises)
+            machine = gpu_machine(gpu.name, free, total=gpu.memory_total_bytes, bf16=gpu.bf16, quantises=quantises)
+            return replace(machine, **more, deepspeed="deepspeed" in packages)
         features = set(hardware.cpu_features)
         fast = bool({"amx_bf16", "avx512_bf16"} & features)
         per_cycle = next((count for name, count in _CPU_PER_CYCLE if name in features), 16)
@@ -58,23 +70,34 @@ class Machine:
         return cls(
             name=f"{hardware.cpu_model or 'CPU'} × {cores}",
             on_gpu=False,
-            free_bytes=hardware.memory_available_bytes if free_bytes is None else free_bytes,
+            free_bytes=(hardware.memory_available_bytes if free_bytes is None else free_bytes) // world_size,
             total_bytes=hardware.memory_total_bytes,
             peak_flops=cores * per_cycle * _CPU_HERTZ * (2 if fast else 1),
             bf16=fast,
             quantises=quantises,
+            deepspeed="deepspeed" in packages,
+            **more,
         )
 
 
-def best_gpu(hardware: Hardware) -> Gpu | None:
-    """Returns the usable GPU with the most free memory, or None."""
-    return max(hardware.gpus, key=lambda gpu: gpu.memory_free_bytes) if _usable(hardware) else None
+def deciding_gpu(hardware: Hardware, world_size: int = 1) -> Gpu | None:
+    """Returns the GPU that decides what a training can do, or None if none is usable.
+
+    One process has the GPU with the most free memory. Several have the first ones; they do equal parts, so the GPU with
+    the least free memory decides.
+    """
+    if not _usable(hardware):
+        return None
+    if world_size == 1:
+        return max(hardware.gpus, key=lambda gpu: gpu.memory_free_bytes)
+    return min(hardware.gpus[:world_size], key=lambda gpu: gpu.memory_free_bytes)
 
 
-def gpu_hardware(name: str, free_bytes: int) -> Hardware:
-    """Returns hardware with this GPU, which need not exist, bf16 and bitsandbytes."""
+def gpu_hardware(name: str, free_bytes: int, count: int = 1, host_bytes: int = 0) -> Hardware:
+    """Returns hardware with `count` of this GPU, which need not exist, bf16, bitsandbytes and DeepSpeed."""
     gpu = Gpu(name=name, memory_free_bytes=free_bytes, memory_total_bytes=free_bytes, bf16=True)
-    return Hardware(cuda_available=True, gpus=[gpu], packages={"bitsandbytes": ""})
+    packages = {"bitsandbytes": "", "deepspeed": ""}
+    return Hardware(cuda_available=True, gpus=[gpu] * count, packages=packages, memory_available_bytes=host_bytes)
 
 
 def gpu_machine(

@@ -6,7 +6,7 @@ from engine.config.advice import option, setting
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture, matching
 from engine.estimate.disk import Disk
-from engine.estimate.machine import best_gpu
+from engine.estimate.machine import deciding_gpu
 from engine.estimate.memory import GIB
 from engine.inl.reference import InlReference
 from engine.plan.batching import TrainingRows, resolve_batches
@@ -86,7 +86,7 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
         advice = f"Omit {field} to train on the devices that the node has."
         resolved.refuse("NO_GPU", field, message, advice)
     _parallelism(resolved)
-    return best_gpu(hardware) if asked != 0 else None
+    return deciding_gpu(hardware) if asked != 0 else None
 
 
 def _parallelism(resolved: Resolved) -> None:
