@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from engine.estimate.architecture import Architecture, LinearLayer
+from engine.inl.sizes import CONTROLLER_SIZE
 
 Method = Literal["lora", "qlora", "full"]
 METHODS: Final[tuple[Method, ...]] = ("lora", "qlora", "full")
@@ -84,12 +85,15 @@ class SavedActivations:
         self._trains_base = adapters is None
         self._targets: tuple[LinearLayer, ...] = ()
         self._saved: dict[int, _Tensor] = {}
+        self._copies: dict[tuple[str, str], _Tensor] = {}
+        """Copies that autocast makes of trained weights, once in a forward pass."""
 
     def block(self, targets: tuple[LinearLayer, ...] = (), *, reached: bool) -> int:
         """Returns the bytes that one block saves whose layers `targets` have adapters; `reached`: a gradient flows into
         its input."""
         self._targets = targets
         self._saved = {}
+        self._copies = {}
         stream = self._tensor(self._a.hidden, self._arithmetic.stream, reached)
         match self._a.family:
             case "decoder":
@@ -103,7 +107,11 @@ class SavedActivations:
     def last_norm(self) -> int:
         """Returns the bytes that the norm before the head saves."""
         self._saved = {}
-        self._norm(self._tensor(self._a.hidden, self._arithmetic.stream, True), self._a.hidden)
+        given = self._tensor(self._a.hidden, self._arithmetic.stream, True)
+        if self._a.family == "inl":
+            self._layer_norm(given)
+        else:
+            self._norm(given, self._a.hidden)
         return sum(tensor.bytes for tensor in self._saved.values())
 
     def _tensor(self, per_token: int, size: int, grad: bool) -> _Tensor:
@@ -192,20 +200,59 @@ class SavedActivations:
         return self._tensor(a.hidden, lower, normed.grad)
 
     def _inl(self, stream: _Tensor) -> None:
-        """An INL block saves about 13 values of hidden size per token and iteration, besides norms, feed-forward, and
-        the adapters, of which those of the controllers run in each iteration."""
-        a = self._a
-        self._save(stream)
+        """An INL block: contexts and their averages, the steps of the integration, feed-forward."""
+        a, batch = self._a, self._batch
+        given = self._layer_norm(stream)
+        contexts = self._linear(given, "context")
+        if batch.padded and contexts.grad:
+            self._save(_Tensor(batch.tokens, 1, False))
+        average = self._tensor(a.hidden, stream.size, contexts.grad)
+        constant = self._linear(average, "controllers.from_average")
+        state, velocity = self._cast(given, _FLOAT), self._tensor(a.hidden, _FLOAT, False)
         for _ in range(a.iterations):
-            self._save(self._tensor(13 * a.hidden, _FLOAT, True))
-        if self._adapters is not None:
-            for layer in self._targets:
-                inner = layer.name.startswith("controllers.") and not layer.name.endswith("from_average")
-                for _ in range(a.iterations if inner else 1):
-                    given = self._tensor(layer.columns, self._arithmetic.stream, True)
-                    self._adapter(given, layer, self._adapters)
-        self._save(self._tensor(2 * a.hidden, self._arithmetic.stream, True))
-        self._save(self._tensor(2 * a.feed_forward, self._arithmetic.autocast or self._arithmetic.stream, True))
+            state, velocity = self._integrated(state, velocity, constant)
+        # The mask of dropout, which these models have by default.
+        self._save(self._tensor(a.hidden, 1 if self._on_gpu else stream.size, False))
+        hidden = self._add(stream, self._cast(state, stream.size))
+        inner = self._linear(self._layer_norm(hidden), "feed_forward.up_proj")
+        if inner.grad:
+            self._save(inner)
+        self._linear(self._tensor(a.feed_forward, inner.size, inner.grad), "feed_forward.down_proj")
+
+    def _integrated(self, state: _Tensor, velocity: _Tensor, constant: _Tensor) -> tuple[_Tensor, _Tensor]:
+        """One step of an INL block: returns state and velocity after it, which are float32 whatever the precision."""
+        stream = self._arithmetic.stream
+        for tensor, layer in ((state, "from_state"), (velocity, "from_velocity")):
+            self._linear(self._cast(tensor, stream), f"controllers.{layer}")
+        outputs = {}
+        for name in ("alpha", "beta", "gate", "target"):
+            # Each controller has its quarter of the rectified hidden layer.
+            part = self._tensor(CONTROLLER_SIZE, constant.size, True)
+            self._save(part)
+            outputs[name] = self._cast(self._linear(part, f"controllers.{name}"), _FLOAT)
+        # The sigmoids of alpha and gate, the target, and beta before and after it is made positive and limited.
+        for tensor in (*outputs.values(), self._result(), self._result(), velocity):
+            self._save(tensor)
+        # The offset from the attractor, and alpha after it is damped.
+        for _ in range(2):
+            self._save(self._result())
+        # The norm of the offset, its exponential, and the factor made of that.
+        for _ in range(3):
+            self._save(self._tensor(1, _FLOAT, True))
+        after = self._result()
+        self._save(after)
+        return self._result(), after
+
+    def _result(self) -> _Tensor:
+        return self._tensor(self._a.hidden, _FLOAT, True)
+
+    def _layer_norm(self, given: _Tensor) -> _Tensor:
+        """LayerNorm saves its input, and mean and deviation of each vector. On a GPU, autocast computes in float32."""
+        wide = self._cast(given, _FLOAT) if self._on_gpu and self._arithmetic.autocast else given
+        if given.grad or self._trains_base:
+            self._save(wide)
+            self._save(self._tensor(2, _FLOAT, True))
+        return _Tensor(given.values, wide.size, given.grad or self._trains_base)
 
     def _unknown_order(self, stream: _Tensor) -> None:
         """A block of unknown order: two norms, the input and output of each layer, and attention."""
@@ -251,7 +298,9 @@ class SavedActivations:
             self._save(cast)
         if given.grad and lower is not None and self._arithmetic.weights != lower and not bits:
             # Autocast makes a 16-bit copy of the weight in every pass, and the gradient of the input needs it.
-            self._save(_Tensor(layer.num_weights, lower, False))
+            # A copy of a frozen weight is made each time that it is used, as in each step of an INL block.
+            copy = _Tensor(layer.num_weights, lower, False)
+            self._save(self._copies.setdefault((name, ""), copy) if self._trains_base else copy)
         grad = given.grad or self._trains_base
         if self._adapters is not None and layer in self._targets:
             self._adapter(given, layer, self._adapters)
@@ -279,5 +328,6 @@ class SavedActivations:
                 # The layer's output is computed again, from the dropped input and a copy of the weight.
                 self._save(_Tensor(layer.num_weights, lower or _FLOAT, False))
         if lower is not None:
-            for values in (adapters.r * layer.rows, adapters.r * layer.columns if given.grad else 0):
-                self._save(_Tensor(values, lower, False))
+            parts = {"B": adapters.r * layer.rows, "A": adapters.r * layer.columns if given.grad else 0}
+            for part, values in parts.items():
+                self._save(self._copies.setdefault((layer.name, part), _Tensor(values, lower, False)))

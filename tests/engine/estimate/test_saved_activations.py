@@ -59,6 +59,16 @@ def test_variants_of_adapters_save_what_is_counted(settings: dict[str, Any], pre
     _compare("llama", SIZES, "lora", precision, True, **settings)
 
 
+@pytest.mark.parametrize(
+    ("method", "precision", "padded"),
+    [("lora", "fp32", True), ("lora", "bf16", False), ("full", "fp32", False), ("full", "bf16", True)],
+)
+def test_inl_blocks_save_what_is_counted(method: Any, precision: Any, padded: bool) -> None:
+    """Each block saves the tensors of all steps of its integration, which are most of the memory."""
+    values = {"hidden_size": 64, "num_hidden_layers": 3, "num_iterations": 4, "vocab_size": 1000}
+    _compare("inl", values, method, precision, padded)
+
+
 def _compare(family: str, values: dict[str, Any], method: Any, precision: Any, padded: bool, **settings: Any) -> None:
     architecture = Architecture.from_config({"model_type": family, **values})
     lora = Lora(r=8, **settings)
@@ -73,6 +83,9 @@ def _saved(family: str, values: dict[str, Any], method: str, precision: str, pad
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from engine.inl.auto_classes import register_inl
+
+    register_inl()
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values))
     base = model.model
     if method == "lora":
