@@ -13,7 +13,9 @@ import psutil
 
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "flash_attn")
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "flash_attn", "deepspeed",
+)  # fmt: skip
 _FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile", "asimd", "sve", "bf16",
 )  # fmt: skip

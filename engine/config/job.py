@@ -309,6 +309,8 @@ class Export(Section):
 
 Parallelism = Literal["auto", "ddp", "zero2", "zero2_offload", "fsdp"]
 """How the processes of a training share it; the contract of ResourceSpec.parallelism says what each means."""
+RUNNABLE_PARALLELISM: Final[tuple[Parallelism, ...]] = ("ddp",)
+"""Those that trainers of this version can run."""
 
 
 class Resources(Section):
@@ -466,7 +468,7 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
-    if (shared := config.resources.parallelism) not in ("auto", "ddp"):
+    if (shared := config.resources.parallelism) not in ("auto", *RUNNABLE_PARALLELISM):
         refuse("resources.parallelism", f"{shared} is not available yet; use ddp or auto.")
     return found
 

@@ -8,7 +8,14 @@ from engine.config.spec_proto import resolved_config
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable, cost
 from engine.estimate.disk import Disk
-from engine.estimate.duration import Calibration, Observation, Work, estimate_duration, flops_per_token
+from engine.estimate.duration import (
+    Calibration,
+    Observation,
+    Work,
+    estimate_duration,
+    flops_per_token,
+    predict_speed,
+)
 from engine.estimate.known_architectures import find_known
 from engine.estimate.machine import Machine
 from engine.estimate.matrix import Cell
@@ -34,6 +41,7 @@ def estimate_message(
     disk: Disk | None = None,
     changes: Sequence[Adjustment] = (),
     warnings: Sequence[str] = (),
+    parallelism_reason: str = "",
 ) -> pb.ResourceEstimate:
     """Builds the message of an estimate; without `work` it has neither duration nor cost."""
     message = pb.ResourceEstimate(
@@ -56,12 +64,17 @@ def estimate_message(
         disk=None if disk is None else _disk(disk),
         changes=_changes(changes),
         warnings=warnings,
+        world_size=setup.world_size,
+        parallelism=setup.parallelism if setup.world_size > 1 else "",
+        parallelism_reason=parallelism_reason,
+        host_memory_bytes=memory.host_bytes,
+        host_memory_upper_bytes=memory.host_upper_bytes,
+        host_memory_free_bytes=machine.host_free_bytes if memory.host_bytes else 0,
     )
-    price = prices.of(machine)
+    price, gpus = prices.of(machine), setup.world_size if machine.on_gpu else 1
     if price is not None:
-        message.price_per_hour = price.per_hour
-    flops = flops_per_token(architecture, setup)
-    speed = calibration.predict(machine, setup.method, architecture.num_parameters, flops)
+        message.price_per_hour = gpus * price.per_hour
+    speed = predict_speed(architecture, setup, machine, calibration)
     message.tokens_per_second = speed.tokens_per_second.likely
     message.speed_basis, message.num_observations = speed.basis, speed.num_observations
     if work is None:
@@ -71,7 +84,7 @@ def estimate_message(
     message.duration_seconds = seconds.likely
     message.duration_low_seconds, message.duration_high_seconds = seconds.low, seconds.high
     if price is not None:
-        paid = cost(seconds, price)
+        paid = cost(seconds, price, gpus)
         message.cost, message.cost_low, message.cost_high = paid.likely, paid.low, paid.high
     return message
 
@@ -107,7 +120,9 @@ def calibration(observed: Iterable[pb.ObservedSpeed]) -> Calibration:
     """Builds a calibration from the observed speeds of a request; skips methods that only a newer version knows."""
     numbers = {TrainingMethod.Value(method_name(method)): method for method in METHODS}
     return Calibration(
-        Observation(o.hardware, numbers[o.method], o.num_parameters, o.flops_per_token, o.tokens_per_second)
+        Observation(
+            o.hardware, numbers[o.method], o.num_parameters, o.flops_per_token, o.tokens_per_second, o.world_size or 1
+        )
         for o in observed
         if o.method in numbers
     )
@@ -127,7 +142,7 @@ def observed_speed(
         return None
     if not preflight.HasField("hardware") or config.method == "auto" or training.train_tokens_per_second <= 0:
         return None
-    machine = Machine.of(preflight.hardware, gpus=config.resources.gpus)
+    machine = Machine.for_job(preflight.hardware, config)
     identity = preflight.base_model
     setup = Setup.of(config, on_gpu=machine.on_gpu, length=max(int(preflight.training_data.mean_tokens), 1))
     architecture = find_known(identity.id)
@@ -139,6 +154,7 @@ def observed_speed(
         num_parameters=identity.num_parameters,
         flops_per_token=flops,
         tokens_per_second=training.train_tokens_per_second,
+        world_size=config.world_size,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
+from engine.config.job import JobConfig
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
 # Dense matrix products in 16 bits with float32 sums, in TFLOP/s, from the makers' data sheets; without sparsity. The
@@ -78,6 +79,11 @@ class Machine:
             deepspeed="deepspeed" in packages,
             **more,
         )
+
+    @classmethod
+    def for_job(cls, hardware: Hardware, config: JobConfig) -> "Machine":
+        """Returns the devices that the processes of a job train on."""
+        return cls.of(hardware, gpus=config.resources.gpus, world_size=config.world_size)
 
 
 def deciding_gpu(hardware: Hardware, world_size: int = 1) -> Gpu | None:

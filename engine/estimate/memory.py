@@ -73,16 +73,20 @@ class Setup:
         method: Method | None = None,
         checkpointing: bool | None = None,
         trained_share: float = 1.0,
+        parallelism: Parallelism | None = None,
     ) -> "Setup":
         """Returns the setup of a job whose longest row has `length` tokens.
 
-        `method` and `checkpointing` replace the job's own. Automatic values become those that preflight chooses.
+        `method`, `checkpointing` and `parallelism` replace the job's own. Automatic values become those that preflight
+        chooses, except that several processes train with ddp.
         """
         hyper = config.hyperparameters
         chosen: Method = method or ("lora" if config.method == "auto" else config.method)
         default_precision: Precision = "bf16" if on_gpu else "fp32"
         own = hyper.gradient_checkpointing if checkpointing is None else checkpointing
         packed = bool(hyper.packing)
+        asked = config.resources.parallelism
+        shared: Parallelism = parallelism or ("ddp" if asked == "auto" else asked)
         return cls(
             method=chosen,
             precision=default_precision if hyper.precision == "auto" else hyper.precision,
@@ -90,12 +94,14 @@ class Setup:
             rows=hyper.micro_batch,
             length=hyper.max_length if packed else min(length, hyper.max_length),
             checkpointing=True if own is None else own,
-            optimizer=chosen_optimizer(hyper.optim, chosen, on_gpu=on_gpu),
+            optimizer=chosen_optimizer(hyper.optim, chosen, on_gpu=on_gpu, parallelism=shared),
             lora=config.lora,
             quantization=config.quantization,
             accumulation=hyper.accumulation,
             trained_share=trained_share,
             padded=packed or hyper.micro_batch > 1,
+            world_size=config.world_size,
+            parallelism=shared,
         )
 
     @property

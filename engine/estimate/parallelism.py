@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from engine.config.job import RUNNABLE_PARALLELISM, JobConfig
+
 Parallelism = Literal["ddp", "zero2", "fsdp", "zero2_offload", "zero3", "zero3_offload"]
 """How processes share a training. The last two are estimated for comparison only; no job can have them."""
 
@@ -192,6 +194,23 @@ def obstacle(parallelism: Parallelism, *, method: str, optimizer: str, on_gpu: b
         if optimizer == "sgd":
             return "DeepSpeed updates offloaded states with AdamW only"
     return ""
+
+
+def eligible(config: JobConfig, method: str, *, on_gpu: bool, deepspeed: bool) -> list[Parallelism]:
+    """Returns the ways in which a job may be divided, in the order they are tried: the one that it names, or those that
+    its settings, the node and this version allow."""
+    asked = config.resources.parallelism
+    if asked != "auto":
+        return [asked]
+    if config.world_size == 1:
+        return ["ddp"]
+    optimizer = config.hyperparameters.optim
+    return [
+        way
+        for way in ORDER
+        if way in RUNNABLE_PARALLELISM
+        and not obstacle(way, method=method, optimizer=optimizer, on_gpu=on_gpu, deepspeed=deepspeed)
+    ]
 
 
 def _part(size: int, world_size: int) -> int:

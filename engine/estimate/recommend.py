@@ -1,16 +1,19 @@
 """Recommends a training method for a model on a machine, with the smallest change that makes it fit."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from engine.config.job import Hyperparameters, JobConfig
 from engine.estimate.architecture import Architecture
 from engine.estimate.machine import Machine
 from engine.estimate.memory import GIB, Memory, Setup, estimate_memory
+from engine.estimate.parallelism import Parallelism, eligible
 from engine.estimate.saved_activations import METHODS, Method
 
 Verdict = Literal["comfortable", "tight", "impossible"]
+
+_VERDICTS: Final[tuple[Verdict, ...]] = ("comfortable", "tight", "impossible")
 
 RESERVE: Final = 0.05
 """Share of the free memory that is kept in reserve: less may be free in an hour than now."""
@@ -49,6 +52,8 @@ class Plan:
     unreduced: tuple[Setup, Memory]
     """Setup and memory without the changes."""
     adjustments: tuple[Adjustment, ...] = ()
+    parallelism_reason: str = ""
+    """Reason for the way in which several processes share the training; empty for one process."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,18 @@ class Recommendation:
 
 
 def usable_bytes(machine: Machine) -> int:
-    """Bytes of the free memory that a training may take."""
+    """Bytes of the free memory that each process of a training may take."""
     return int(machine.free_bytes * (1 - RESERVE))
 
 
 def fits(memory: Memory, machine: Machine) -> bool:
-    """Compares the upper bound of the memory with the usable memory."""
-    return memory.upper_bytes <= usable_bytes(machine)
+    """Compares the upper bound of the memory with the usable memory, on each device and of the node."""
+    return memory.upper_bytes <= usable_bytes(machine) and fits_host(memory, machine.host_free_bytes)
+
+
+def fits_host(memory: Memory, free_bytes: int) -> bool:
+    """Compares what all processes keep in main memory with what is free of it; 0: unknown, and not compared."""
+    return not free_bytes or memory.host_upper_bytes <= free_bytes * (1 - RESERVE)
 
 
 def plan(
@@ -83,15 +93,34 @@ def plan(
     """Plans `method` with the hyperparameters of `config`, or with the first reduction that makes it fit.
 
     `length` is the number of tokens of the longest row; None means max_length. Batch sizes that are automatic and not
-    resolved yet have the usual values.
+    resolved yet have the usual values. If the parallelism is automatic, it is the first with which the training fits
+    without reductions, otherwise the first with which it fits, otherwise the one that takes the least memory.
     """
+    ways = eligible(config, method, on_gpu=machine.on_gpu, deepspeed=machine.deepspeed)
+    plans = [_plan(architecture, machine, config, method, length, way) for way in ways]
+    best = min(plans, key=lambda p: _VERDICTS.index(p.verdict))
+    if best.verdict == "impossible":
+        best = min(plans, key=lambda p: p.memory.upper_bytes)
+    if config.world_size == 1:
+        return best
+    return replace(best, parallelism_reason=_parallelism_reason(best, plans, machine, config))
+
+
+def _plan(
+    architecture: Architecture,
+    machine: Machine,
+    config: JobConfig,
+    method: Method,
+    length: int | None,
+    parallelism: Parallelism,
+) -> Plan:
     hyper = config.hyperparameters.with_usual_batches()
     longest = hyper.max_length if length is None else length
     tried: list[tuple[Setup, Memory]] = []
     unreduced = len(_unreduced(hyper))
     for smaller in _reductions(hyper, longest):
         changed = config.model_copy(update={"hyperparameters": _with_precision(smaller, machine)})
-        setup = Setup.of(changed, on_gpu=machine.on_gpu, length=longest, method=method)
+        setup = Setup.of(changed, on_gpu=machine.on_gpu, length=longest, method=method, parallelism=parallelism)
         tried.append((setup, estimate_memory(architecture, setup)))
         if fits(tried[-1][1], machine):
             break
@@ -100,6 +129,17 @@ def plan(
     if fits(memory, machine):
         verdict = "comfortable" if len(tried) <= unreduced else "tight"
     return Plan(method, verdict, setup, memory, tried[min(len(tried), unreduced) - 1], _changes(hyper, smaller))
+
+
+def _parallelism_reason(best: Plan, plans: Sequence[Plan], machine: Machine, config: JobConfig) -> str:
+    if config.resources.parallelism != "auto":
+        return "named by the job"
+    own = best.setup.parallelism
+    need = f"{own} takes up to {_gib(best.memory.upper_bytes)} of {_gib(machine.free_bytes)} free for each process"
+    if best.memory.host_bytes:
+        need += f", and up to {_gib(best.memory.host_upper_bytes)} of main memory"
+    before = plans[: plans.index(best)]
+    return "; ".join([need, *(f"{p.setup.parallelism} {_unfit(p)}" for p in before)])
 
 
 def recommend(
@@ -114,8 +154,7 @@ def recommend(
     """
     asked: Sequence[Method] = _candidates(machine) if config.method == "auto" else [config.method]
     plans = [plan(architecture, machine, config, method, length) for method in asked]
-    ranks = ("comfortable", "tight", "impossible")
-    best = min(plans, key=lambda p: ranks.index(p.verdict) if machine.on_gpu else p.verdict == "impossible")
+    best = min(plans, key=lambda p: _VERDICTS.index(p.verdict) if machine.on_gpu else p.verdict == "impossible")
     if best.verdict == "impossible":
         best = min(plans, key=lambda p: p.memory.upper_bytes)
     others: list[Method] = [m for m in METHODS if m != best.method and (m != "qlora" or machine.quantises)]
@@ -191,7 +230,8 @@ def _changes(before: Hyperparameters, after: Hyperparameters) -> tuple[Adjustmen
 
 
 def _reason(best: Plan, plans: Sequence[Plan], machine: Machine) -> str:
-    need = f"up to {_gib(best.memory.upper_bytes)} of {_gib(machine.free_bytes)} free"
+    each = f" in each of {machine.world_size} processes" if machine.world_size > 1 else ""
+    need = f"up to {_gib(best.memory.upper_bytes)} of {_gib(machine.free_bytes)} free{each}"
     others = [p for p in plans if p is not best and p.verdict != best.verdict]
     instead = "".join(f" {_title(p.method)} {_unfit(p)}." for p in others)
     match best.verdict:

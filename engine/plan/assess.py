@@ -253,7 +253,7 @@ def _estimate(
 ) -> ResourceEstimate:
     """Estimates the needs of the resolved configuration; every evaluation reads all held-out rows."""
     config = resolved.config
-    machine = Machine.of(target.hardware, gpus=config.resources.gpus)
+    machine = Machine.for_job(target.hardware, config)
     hyper = config.hyperparameters
     found = plan(architecture, machine, config, _method(resolved), longest)
     work = None
@@ -271,7 +271,13 @@ def _estimate(
         prices=prices,
         disk=disk,
         changes=found.adjustments if found.verdict == "tight" else (),
+        parallelism_reason=_parallelism_reason(resolved) or found.parallelism_reason,
     )
+
+
+def _parallelism_reason(resolved: Resolved) -> str:
+    reasons = [choice.reason for choice in resolved.resolutions if choice.field == "resources.parallelism"]
+    return reasons[-1] if reasons else ""
 
 
 def _disk(
@@ -287,7 +293,7 @@ def _disk(
     if not target.hardware.disk_free_bytes:
         return None
     config = resolved.config
-    on_gpu = Machine.of(target.hardware, gpus=config.resources.gpus).on_gpu
+    on_gpu = Machine.for_job(target.hardware, config).on_gpu
     files = [model.path / name for name in _TOKENIZER]
     disk = estimate_disk(
         architecture,
@@ -341,7 +347,7 @@ def _facts(
     return JobFacts(
         config=config,
         architecture=architecture,
-        machine=Machine.of(hardware, gpus=config.resources.gpus),
+        machine=Machine.for_job(hardware, config),
         train=prepared.train,
         evaluation=prepared.eval if prepared.eval.num_examples else Statistics(),
         num_packed=prepared.num_packed,
@@ -357,7 +363,7 @@ def _evaluation_share(
     resolved: Resolved, architecture: Architecture, target: TargetMachine, prepared: Prepared, steps: int
 ) -> float:
     config = resolved.config
-    machine = Machine.of(target.hardware, gpus=config.resources.gpus)
+    machine = Machine.for_job(target.hardware, config)
     setup = Setup.of(config, on_gpu=machine.on_gpu, length=max(prepared.train.max_tokens, 1))
     trained = prepared.train.num_tokens * passes(config, prepared, steps)
     return evaluation_share(architecture, setup, Work(trained, prepared.eval.num_tokens))

@@ -3,14 +3,17 @@
 import difflib
 
 from engine.config.advice import option, setting
+from engine.config.job import JobConfig
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture, matching
 from engine.estimate.disk import Disk
 from engine.estimate.machine import deciding_gpu
 from engine.estimate.memory import GIB
+from engine.estimate.parallelism import eligible
 from engine.inl.reference import InlReference
 from engine.plan.batching import TrainingRows, resolve_batches
 from engine.plan.free_memory import FreeMemory
+from engine.plan.parallelism import first_way, resolve_parallelism
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
@@ -40,16 +43,17 @@ def resolve(
 
     Those that depend on the number of steps are left to `engine.plan.intervals`. `rows` is None if none was counted.
 
-    It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, ATTENTION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE and
-    INSUFFICIENT_MEMORY.
+    It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, ATTENTION_UNAVAILABLE, PARALLELISM_UNAVAILABLE,
+    MISSING_PACKAGE, UNKNOWN_MODULE and INSUFFICIENT_MEMORY.
     """
     _start(resolved)
     gpu = _gpu(resolved, hardware)
     _check_modules(resolved, architecture)
     _precision(resolved, hardware, gpu)
     _attention(resolved, hardware, architecture, gpu)
-    memory = FreeMemory(hardware, gpu, architecture, longest_row)
+    memory = FreeMemory(hardware, gpu, architecture, longest_row, resolved.config.world_size)
     _method(resolved, hardware, gpu, memory)
+    resolve_parallelism(resolved, memory)
     _optimizer(resolved, hardware, gpu)
     resolve_batches(resolved, memory, architecture, rows)
     _check_memory(resolved, memory)
@@ -71,7 +75,7 @@ def _start(resolved: Resolved) -> None:
 
 
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
-    """Resolves resources.gpus and returns the GPU to train on, or None."""
+    """Resolves resources.gpus and returns the GPU to train on, of several the one that decides, or None."""
     usable = list(hardware.gpus) if hardware.cuda_available else []
     asked, ranks = resolved.config.resources.gpus, resolved.config.resources.world_size
     if asked is None and len(usable) >= (ranks or 1):
@@ -85,14 +89,7 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
         message = f"{field} = {wanted}, but this node has {found}."
         advice = f"Omit {field} to train on the devices that the node has."
         resolved.refuse("NO_GPU", field, message, advice)
-    _parallelism(resolved)
-    return deciding_gpu(hardware) if asked != 0 else None
-
-
-def _parallelism(resolved: Resolved) -> None:
-    """Resolves how the processes of a training share it."""
-    if resolved.config.world_size > 1 and resolved.config.resources.parallelism == "auto":
-        resolved.choose("resources.parallelism", "ddp", "each process holds the whole model")
+    return deciding_gpu(hardware, resolved.config.world_size) if asked != 0 else None
 
 
 def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
@@ -201,7 +198,7 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: Fre
             method, reason = "lora", f"{resolved.config.lora.init_lora_weights} needs weights that are not quantized"
         elif gpu is None:
             method, reason = "lora", "quantized weights make a training on a CPU slower"
-        elif memory.holds(lora) or not quantises:
+        elif _holds_lora(lora, memory) or not quantises:
             method, reason = "lora", f"LoRA {memory.compared(lora)}"
         else:
             method, reason = "qlora", f"LoRA does not fit: it {memory.compared(lora)}"
@@ -215,10 +212,19 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: Fre
         resolved.warn("QLORA_ON_CPU", message, f"Set {setting('method', 'lora')} unless memory is scarce.", "method")
 
 
+def _holds_lora(lora: JobConfig, memory: FreeMemory) -> bool:
+    """Returns True if LoRA fits, of several processes in one of the ways in which they can share it."""
+    if lora.world_size == 1 or lora.resources.parallelism != "auto":
+        return memory.holds(lora)
+    ways = eligible(lora, "lora", on_gpu=memory.on_gpu, deepspeed=memory.deepspeed)
+    return first_way(lora, memory, ways) is not None
+
+
 def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
     asked = resolved.config.hyperparameters.optim
     if asked == "auto":
-        if resolved.config.method == "qlora" and gpu is not None:
+        method, parallelism = resolved.config.method, resolved.config.resources.parallelism
+        if method == "qlora" and gpu is not None and parallelism in ("auto", "ddp"):
             resolved.choose("hyperparameters.optim", "paged_adamw_8bit", "QLoRA on a GPU: 8-bit states, paged")
         else:
             exact = "exact, and needs no extra package"
@@ -239,7 +245,7 @@ def _check_memory(resolved: Resolved, memory: FreeMemory) -> None:
     """Adds the refusal INSUFFICIENT_MEMORY if the training does not fit, or the warning MEMORY_TIGHT."""
     config, hyper = resolved.config, resolved.config.hyperparameters
     method = config.method
-    if memory.needed(config).upper_bytes > memory.free_bytes:
+    if not memory.holds_at_all(config):
         smaller = [f"hyperparameters.per_device_train_batch_size below {hyper.micro_batch}"] * (hyper.micro_batch > 1)
         smaller += [f"hyperparameters.max_length below {hyper.max_length}"]
         smaller += [option("hyperparameters.gradient_checkpointing", "true")] * (not hyper.gradient_checkpointing)

@@ -531,6 +531,10 @@ class Reason(OpenEnum):
     """The model's logits are no linear function of its last hidden states, so label smoothing cannot be computed.
     Caller: remove label_smoothing_factor."""
 
+    PARALLELISM_UNAVAILABLE = "PARALLELISM_UNAVAILABLE"
+    """The training cannot be divided among its processes in the requested way: the node lacks a package or GPUs, or the
+    method or the optimizer does not allow it. Caller: remove resources.parallelism."""
+
     INVALID_PRICES = "INVALID_PRICES"
     """The table of GPU prices cannot be read. Operator: correct the table."""
 

@@ -67,8 +67,8 @@ class Estimates:
             response.matrix.CopyFrom(matrix_message(matrix(config if given else None)))
         if request.base_model:
             architecture = self.architecture(request.base_model)
-            hardware = self._hardware(request)
-            machine = Machine.of(hardware, gpus=config.resources.gpus)
+            hardware = self._hardware(request, config)
+            machine = Machine.for_job(hardware, config)
             length = request.longest_row if request.HasField("longest_row") else None
             config, warnings = _within(config, architecture, length)
             if config.method == "auto" and InlReference.parse(request.base_model):
@@ -98,8 +98,8 @@ class Estimates:
             raise _invalid("mean_tokens", above, "Correct one of them.")
         config = _config(request.spec, request.spec.base_model)
         architecture = self.architecture(config.base_model)
-        hardware = self._hardware(request)
-        machine = Machine.of(hardware, gpus=config.resources.gpus)
+        hardware = self._hardware(request, config)
+        machine = Machine.for_job(hardware, config)
         length = request.longest_row if request.HasField("longest_row") else None
         config, warnings = _within(config, architecture, length)
         found = recommend(architecture, machine, config, length)
@@ -134,16 +134,28 @@ class Estimates:
             more = f" The catalogue contains: {', '.join(sorted(own))}." if own else ""
             raise JobError(error.reason, error.message + more, error.advice, error.violations) from None
 
-    def _hardware(self, request: api.RecommendMethodRequest | api.EstimateResourcesRequest) -> Hardware:
+    def _hardware(
+        self, request: api.RecommendMethodRequest | api.EstimateResourcesRequest, config: JobConfig
+    ) -> Hardware:
         if request.HasField("memory_bytes"):
             if request.memory_bytes < GIB:
                 raise _invalid(
                     "memory_bytes", f"is {request.memory_bytes:,}; the minimum is 1 GiB.", "Give the memory in bytes."
                 )
-            return gpu_hardware(request.gpu or "GPU", request.memory_bytes)
+            return gpu_hardware(request.gpu or "GPU", request.memory_bytes, count=config.world_size)
         if request.gpu:
             raise _invalid("memory_bytes", "is required with `gpu`: its free memory in bytes.", "Set both or neither.")
-        return request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
+        hardware = request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
+        usable = len(hardware.gpus) if hardware.cuda_available else 0
+        if (config.resources.gpus or 0) > max(usable, 1) or (
+            config.resources.gpus is None and usable and config.world_size > usable
+        ):
+            field = "resources.gpus" if config.resources.gpus else "resources.world_size"
+            description = f"{config.world_size} given, but the node has {usable} usable GPUs."
+            raise JobError(
+                "NO_GPU", f"{field}: {description}", "Ask for fewer.", [Violation(f"spec.{field}", description)]
+            )
+        return hardware
 
     def _estimate(
         self,
@@ -168,6 +180,7 @@ class Estimates:
             prices=self._prices,
             changes=plan.adjustments if plan.verdict == "tight" and not reduced else (),
             warnings=warnings,
+            parallelism_reason=plan.parallelism_reason,
         )
 
 

@@ -26,8 +26,9 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
     """Prints a recommendation: method, reason, changes, memory and speed."""
     estimate = found.estimate
     verdict = _word(found.verdict)
-    console.print(f"{found.base_model} on {estimate.hardware}: {_method(found.method)}, {verdict}")
+    console.print(f"{found.base_model} on {_hardware(estimate)}: {_method(found.method)}, {verdict}")
     console.print(found.reason)
+    _print_parallelism(console, estimate)
     _print_changes(console, found.changes)
     console.print("")
     print_rows(console, ["MEMORY", "SIZE", "DESCRIPTION"], _memory(estimate))
@@ -45,7 +46,8 @@ def print_estimate(
 ) -> None:
     """Prints an estimate: changes, memory by component, speed, time, cost and disk. `time_unknown` says why there is no
     duration, or what to do about it."""
-    console.print(f"{_method(estimate.method)} on {estimate.hardware}: {_word(estimate.verdict)}")
+    console.print(f"{_method(estimate.method)} on {_hardware(estimate)}: {_word(estimate.verdict)}")
+    _print_parallelism(console, estimate)
     if estimate.changes:
         console.print("The job fits only with these changes; the memory below is without them.")
         _print_changes(console, estimate.changes)
@@ -102,12 +104,28 @@ def _sign(method: TrainingMethod | None, verdict: FitVerdict | None) -> str:
     return f"{_method(method)} {_SIGNS.get(str(verdict), '')}" if method else "❌"
 
 
+def _hardware(estimate: ResourceEstimate) -> str:
+    return f"{estimate.world_size} × {estimate.hardware}" if estimate.world_size > 1 else estimate.hardware
+
+
+def _print_parallelism(console: Console, estimate: ResourceEstimate) -> None:
+    if estimate.world_size > 1:
+        console.print(f"{estimate.world_size} processes, {estimate.parallelism}: {estimate.parallelism_reason}")
+
+
 def _memory(estimate: ResourceEstimate) -> Iterator[list[str]]:
     for part in estimate.memory:
         yield [part.name, _gib(part.size_bytes), part.description]
     yield ["total", _gib(estimate.memory_total_bytes), f"peak, {_MOMENTS.get(estimate.moment, '')}"]
     yield ["at most", _gib(estimate.memory_upper_bytes), "upper bound; the verdict uses it"]
-    yield ["free", _gib(estimate.memory_free_bytes), f"on {estimate.hardware}"]
+    each = " for each process; the memory above is that of one" if estimate.world_size > 1 else ""
+    yield ["free", _gib(estimate.memory_free_bytes), f"on {estimate.hardware}{each}"]
+    if estimate.host_memory_bytes:
+        free = (
+            f"{_gib(estimate.host_memory_free_bytes)} are free" if estimate.host_memory_free_bytes else "free: unknown"
+        )
+        most = f"at most {_gib(estimate.host_memory_upper_bytes)} for all processes; {free}"
+        yield ["main memory", _gib(estimate.host_memory_bytes), most]
 
 
 _MOMENTS = {

@@ -83,14 +83,16 @@ class ResourceEstimate(Resource):
     """Memory, time, cost and disk that a job is expected to need. Unknown values are None."""
 
     memory: tuple[MemoryComponent, ...]
-    """Memory by component (weights, adapters, gradients, optimizer, activations, logits, workspace, process,
-    fragmentation) at the moment of the highest total. Components that are zero at that moment are absent."""
+    """Memory by component (weights, adapters, gradients, optimizer, gathered, buffers, activations, logits, workspace,
+    process, fragmentation) at the moment of the highest total. Components that are zero at that moment are absent. All
+    memory but host_memory_* is that of each process."""
     memory_total_bytes: int
     """Sum of the components, in bytes."""
     memory_upper_bytes: int
     """Upper bound of the total in bytes, with the certainty stated in docs/estimates.md. The verdict uses it."""
     memory_free_bytes: int
-    """Free memory of the hardware in bytes; 5 % of it is kept in reserve."""
+    """Free memory for each process in bytes: that of the GPU with the least of those that are used, or an equal share
+    of main memory. 5 % of it is kept in reserve."""
     moment: str
     """When the memory peaks: `loss` (all activations are kept and the head computes logits), `backward` (inside a
     block), `step` (the optimizer updates the weights), or `loading` (the weights are read)."""
@@ -99,7 +101,8 @@ class ResourceEstimate(Resource):
     method: TrainingMethod | None
     """Training method that the estimate is for."""
     hardware: str
-    """The GPU, or the processor and its cores, that verdict, speed and price apply to."""
+    """The GPU, or the processor and its cores, that the verdict applies to; speed and price are those of all
+    processes."""
     num_parameters: int
     """Number of parameters of the base model, computed from its architecture."""
     num_trained_parameters: int
@@ -119,7 +122,8 @@ class ResourceEstimate(Resource):
     duration_high_seconds: float | None
     """Upper end of the range of duration_seconds."""
     price_per_hour: float | None
-    """Price of one hour of the hardware, in `currency`. None if the price table has none."""
+    """Price of one hour of the hardware, of all its GPUs that are used, in `currency`. None if the price table has
+    none."""
     cost: float | None
     """Price of the training time, in `currency`. None if the price table has no price for the hardware."""
     cost_low: float | None
@@ -136,6 +140,20 @@ class ResourceEstimate(Resource):
     warnings: tuple[str, ...]
     """Requested settings that the estimate does not count, such as tokens beyond max_length. Empty within a
     Recommendation, which has warnings of its own."""
+    world_size: int
+    """Number of processes that train together."""
+    parallelism: str
+    """How they share the training: ddp, zero2, zero2_offload or fsdp. Empty for one process."""
+    parallelism_reason: str
+    """Reason for that, in a few clauses. Empty for one process."""
+    host_memory_bytes: int
+    """Main memory in bytes that all processes of the node together take for states that they keep off their GPUs; 0
+    without offloading."""
+    host_memory_upper_bytes: int
+    """Upper bound of it in bytes; the verdict uses it."""
+    host_memory_free_bytes: int
+    """Free main memory of the node in bytes; 5 % of it is kept in reserve. 0: not compared, because it is unknown or
+    nothing is offloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ FIT_VERDICT_TIGHT: FitVerdict
 FIT_VERDICT_IMPOSSIBLE: FitVerdict
 
 class ResourceEstimate(_message.Message):
-    __slots__ = ("memory", "memory_total_bytes", "memory_upper_bytes", "verdict", "duration_seconds", "cost", "moment", "memory_free_bytes", "hardware", "duration_low_seconds", "duration_high_seconds", "tokens_per_second", "speed_basis", "num_observations", "num_tokens", "cost_low", "cost_high", "price_per_hour", "currency", "method", "num_parameters", "num_trained_parameters", "disk", "changes", "warnings")
+    __slots__ = ("memory", "memory_total_bytes", "memory_upper_bytes", "verdict", "duration_seconds", "cost", "moment", "memory_free_bytes", "hardware", "duration_low_seconds", "duration_high_seconds", "tokens_per_second", "speed_basis", "num_observations", "num_tokens", "cost_low", "cost_high", "price_per_hour", "currency", "method", "num_parameters", "num_trained_parameters", "disk", "changes", "warnings", "world_size", "parallelism", "parallelism_reason", "host_memory_bytes", "host_memory_upper_bytes", "host_memory_free_bytes")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_UPPER_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,12 @@ class ResourceEstimate(_message.Message):
     DISK_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PARALLELISM_FIELD_NUMBER: _ClassVar[int]
+    PARALLELISM_REASON_FIELD_NUMBER: _ClassVar[int]
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_MEMORY_UPPER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_MEMORY_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     memory: _containers.RepeatedCompositeFieldContainer[MemoryComponent]
     memory_total_bytes: int
     memory_upper_bytes: int
@@ -71,7 +77,13 @@ class ResourceEstimate(_message.Message):
     disk: DiskEstimate
     changes: _containers.RepeatedCompositeFieldContainer[Adjustment]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ..., disk: _Optional[_Union[DiskEstimate, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Adjustment, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    world_size: int
+    parallelism: str
+    parallelism_reason: str
+    host_memory_bytes: int
+    host_memory_upper_bytes: int
+    host_memory_free_bytes: int
+    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ..., disk: _Optional[_Union[DiskEstimate, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Adjustment, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., world_size: _Optional[int] = ..., parallelism: _Optional[str] = ..., parallelism_reason: _Optional[str] = ..., host_memory_bytes: _Optional[int] = ..., host_memory_upper_bytes: _Optional[int] = ..., host_memory_free_bytes: _Optional[int] = ...) -> None: ...
 
 class DiskEstimate(_message.Message):
     __slots__ = ("checkpoint_bytes", "num_checkpoints", "needed_bytes", "free_bytes", "holds_artifacts", "verdict", "download_bytes")
@@ -104,18 +116,20 @@ class MemoryComponent(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., description: _Optional[str] = ..., uncertainty: _Optional[float] = ...) -> None: ...
 
 class ObservedSpeed(_message.Message):
-    __slots__ = ("hardware", "method", "num_parameters", "flops_per_token", "tokens_per_second")
+    __slots__ = ("hardware", "method", "num_parameters", "flops_per_token", "tokens_per_second", "world_size")
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     FLOPS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     hardware: str
     method: _fine_tuning_job_spec_pb2.TrainingMethod
     num_parameters: int
     flops_per_token: float
     tokens_per_second: float
-    def __init__(self, hardware: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., flops_per_token: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
+    world_size: int
+    def __init__(self, hardware: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., flops_per_token: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., world_size: _Optional[int] = ...) -> None: ...
 
 class Recommendation(_message.Message):
     __slots__ = ("method", "reason", "verdict", "adjustments", "warnings", "alternatives", "estimate", "changes", "seed", "base_model")
