@@ -21,6 +21,10 @@ _UTILISATION: Final[Mapping[tuple[bool, bool], tuple[float, float, float]]] = {
     (False, False): (0.12, 0.40, 0.60),
     (False, True): (0.02, 0.10, 0.30),
 }
+# Operations of a matrix product that take as long as computing one value of one step of an INL block element by
+# element, in the forward pass; the backward pass takes twice as long. On a CPU measured beside Llama blocks of the same
+# sizes (docs/estimates.md). On a GPU assumed: 20 kernels that read and write 12 bytes, at 60 operations a byte.
+_ELEMENTWISE: Final = {False: 770.0, True: 14_400.0}
 # Factor by which the interval widens for an unlisted GPU, whose peak is assumed.
 _UNKNOWN_SPREAD: Final = 3.0
 # Standard deviation of the logarithm of the speed after a single observation, and its increase for each doubling or
@@ -61,7 +65,7 @@ class Observation:
     method: Method
     num_parameters: int
     flops_per_token: float
-    """Operations per token, from `flops_per_token`."""
+    """Operations per token, from `work_per_token`."""
     tokens_per_second: float
     """Tokens of training rows, without padding, of all processes together."""
     world_size: int = 1
@@ -155,12 +159,25 @@ def flops_per_token(architecture: Architecture, setup: Setup) -> float:
     return passes * blocks + attention + head + 6 * estimator.num_adapter_parameters
 
 
+def work_per_token(architecture: Architecture, setup: Setup) -> float:
+    """Returns the operations of training on one token; what INL blocks compute element by element counts as the
+    operations that would take as long. Speeds are compared by it."""
+    passes = 4 if setup.checkpointing else 3
+    return flops_per_token(architecture, setup) + passes * _elementwise(architecture, setup)
+
+
+def _elementwise(architecture: Architecture, setup: Setup) -> float:
+    a = architecture
+    return a.layers * a.iterations * a.hidden * _ELEMENTWISE[setup.on_gpu]
+
+
 def evaluation_flops_per_token(architecture: Architecture, setup: Setup) -> float:
-    """Returns the operations of evaluating one token: a forward pass."""
+    """Returns the operations of evaluating one token, as `work_per_token` counts them: a forward pass."""
     a = architecture
     ends = a.num_embedding_weights * (1 if a.tied else 2)
     scores = a.layers * a.heads * a.head_dim * setup.length if a.family == "decoder" else 0
-    return 2.0 * (a.num_active_parameters - ends + scores + a.num_embedding_weights)
+    passed = a.num_active_parameters - ends + scores + a.num_embedding_weights
+    return 2.0 * passed + _elementwise(architecture, setup)
 
 
 @dataclass(frozen=True)
@@ -175,7 +192,7 @@ class Work:
 
 def evaluation_share(architecture: Architecture, setup: Setup, work: Work) -> float:
     """Returns the operations of the evaluations of `work` as a share of those of its training."""
-    training = work.tokens * flops_per_token(architecture, setup)
+    training = work.tokens * work_per_token(architecture, setup)
     return work.evaluation_tokens * evaluation_flops_per_token(architecture, setup) / max(training, 1.0)
 
 
@@ -191,7 +208,7 @@ def estimate_duration(
     architecture: Architecture, setup: Setup, machine: Machine, work: Work, calibration: Calibration | None = None
 ) -> Duration:
     """Estimates the time that `work` takes, without loading and saving."""
-    flops = flops_per_token(architecture, setup)
+    flops = work_per_token(architecture, setup)
     speed = predict_speed(architecture, setup, machine, calibration or Calibration())
     held_out = work.evaluation_tokens * evaluation_flops_per_token(architecture, setup) / flops
     return Duration(speed.tokens_per_second.inverse(work.tokens + held_out), speed)
@@ -199,7 +216,7 @@ def estimate_duration(
 
 def predict_speed(architecture: Architecture, setup: Setup, machine: Machine, calibration: Calibration) -> Speed:
     """Predicts the speed of a training, of all its processes together."""
-    flops = flops_per_token(architecture, setup)
+    flops = work_per_token(architecture, setup)
 
     def speedup(processes: int) -> float:
         return _speedup(architecture, setup, machine, flops, processes)

@@ -13,8 +13,8 @@ from engine.estimate.duration import (
     Observation,
     Work,
     estimate_duration,
-    flops_per_token,
     predict_speed,
+    work_per_token,
 )
 from engine.estimate.known_architectures import find_known
 from engine.estimate.machine import Machine
@@ -147,7 +147,7 @@ def observed_speed(
     setup = Setup.of(config, on_gpu=machine.on_gpu, length=max(int(preflight.training_data.mean_tokens), 1))
     architecture = find_known(identity.id)
     passes = (4 if setup.trains_adapters else 6) + (2 if setup.checkpointing else 0)
-    flops = flops_per_token(architecture, setup) if architecture else passes * identity.num_parameters
+    flops = work_per_token(architecture, setup) if architecture else passes * identity.num_parameters
     return pb.ObservedSpeed(
         hardware=machine.name,
         method=method_name(config.method),

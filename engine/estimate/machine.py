@@ -57,13 +57,13 @@ class Machine:
         A node with fewer GPUs than processes is not refused here. `free_bytes` replaces the memory that is free now.
         """
         packages = hardware.packages
-        more = {"world_size": world_size, "host_free_bytes": hardware.memory_available_bytes}
-        quantises = "bitsandbytes" in packages
+        quantises, deepspeed = "bitsandbytes" in packages, "deepspeed" in packages
+        available = hardware.memory_available_bytes
         gpu = deciding_gpu(hardware, world_size) if gpus != 0 else None
         if gpu is not None:
             free = gpu.memory_free_bytes if free_bytes is None else free_bytes
             machine = gpu_machine(gpu.name, free, total=gpu.memory_total_bytes, bf16=gpu.bf16, quantises=quantises)
-            return replace(machine, **more, deepspeed="deepspeed" in packages)
+            return replace(machine, world_size=world_size, host_free_bytes=available, deepspeed=deepspeed)
         features = set(hardware.cpu_features)
         fast = bool({"amx_bf16", "avx512_bf16"} & features)
         per_cycle = next((count for name, count in _CPU_PER_CYCLE if name in features), 16)
@@ -71,13 +71,14 @@ class Machine:
         return cls(
             name=f"{hardware.cpu_model or 'CPU'} × {cores}",
             on_gpu=False,
-            free_bytes=(hardware.memory_available_bytes if free_bytes is None else free_bytes) // world_size,
+            free_bytes=(available if free_bytes is None else free_bytes) // world_size,
             total_bytes=hardware.memory_total_bytes,
             peak_flops=cores * per_cycle * _CPU_HERTZ * (2 if fast else 1),
             bf16=fast,
             quantises=quantises,
-            deepspeed="deepspeed" in packages,
-            **more,
+            world_size=world_size,
+            host_free_bytes=available,
+            deepspeed=deepspeed,
         )
 
     @classmethod

@@ -24,6 +24,13 @@ _PROCESS: Final = 570 * MIB
 # trainings of docs/estimates.md, 4 to 30 blocks: a share of the activations of all blocks, saved or recomputed, and of
 # those of one block.
 _HEAP_OF_ALL, _HEAP_OF_BLOCK = 0.45, 1.5
+# The first share for adapters of INL blocks: their gradients, which are summed over the steps of a block, lie between
+# the tensors of each step.
+_HEAP_OF_ALL_INL_ADAPTERS: Final = 1.0
+# Tensors above this size are never in the heap (glibc's DEFAULT_MMAP_THRESHOLD_MAX), and what lies between two tensors
+# that stay, which are the gradients, is lost only if it is smaller than one that is needed. This limits the estimate
+# for INL models, whose blocks save so many tensors. That of others is not limited: none so large was measured.
+_LARGEST_IN_HEAP: Final = 32 * MIB
 # On a GPU: the driver's context with the kernels that are loaded into it, and cuBLAS's workspace. Known by range
 # (0.3 to 0.6 GiB by generation); the upper figure, because this memory is never freed.
 _CONTEXT: Final = 600 * MIB
@@ -391,7 +398,11 @@ class Estimator:
             # the upper bound all of it.
             parts.append(Component("fragmentation", used // 20, what, 1.0))
         elif activations:
-            lost = _HEAP_OF_ALL * sum(self.blocks_saved) + _HEAP_OF_BLOCK * max(self.blocks_saved)
+            inl = self._a.family == "inl"
+            of_all = _HEAP_OF_ALL_INL_ADAPTERS if inl and s.trains_adapters else _HEAP_OF_ALL
+            lost = of_all * sum(self.blocks_saved) + _HEAP_OF_BLOCK * max(self.blocks_saved)
+            if inl:
+                lost = min(lost, _LARGEST_IN_HEAP * len(self._trained_tensors()))
             what = "memory of freed tensors that the heap keeps"
             parts.append(Component("fragmentation", int(lost), what, 0.6))
         return parts

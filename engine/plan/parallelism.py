@@ -28,10 +28,10 @@ def resolve_parallelism(resolved: Resolved, memory: FreeMemory) -> None:
         return
     least = _smallest(config)
     ways = eligible(config, config.method, on_gpu=memory.on_gpu, deepspeed=memory.deepspeed)
-    chosen = first_way(config, memory, ways)
-    tried = ways if chosen is None else ways[: ways.index(chosen) + 1]
-    if chosen is None:
-        chosen = min(ways, key=lambda way: memory.needed(divided(config, way), **least).upper_bytes)
+    fitting = first_way(config, memory, ways)
+    tried = ways if fitting is None else ways[: ways.index(fitting) + 1]
+    smallest: Parallelism = min(ways, key=lambda way: memory.needed(divided(config, way), **least).upper_bytes)
+    chosen = fitting or smallest
     reasons = [f"with {way}, the training {memory.compared(divided(config, way), **least)}" for way in tried]
     for way in ORDER if tried == ways else ():
         if way in RUNNABLE_PARALLELISM or _obstacle(way, config, memory):

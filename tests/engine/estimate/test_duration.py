@@ -15,6 +15,7 @@ from engine.estimate.duration import (
     estimate_duration,
     evaluation_flops_per_token,
     flops_per_token,
+    work_per_token,
 )
 from engine.estimate.known_architectures import known
 from engine.estimate.machine import gpu_machine
@@ -118,3 +119,50 @@ def test_an_operators_prices_replace_them(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         PriceTable.read(file)
     assert caught.value.reason == "INVALID_PRICES"
+
+
+def test_several_gpus_are_as_fast_as_measured_or_at_most_as_their_number() -> None:
+    """Users decide by it how many GPUs to pay for."""
+    four = replace(A100, world_size=4)
+    shared = replace(SETUP, world_size=4)
+    one = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6))
+    assumed = estimate_duration(ARCHITECTURE, shared, four, Work(1e6))
+    assert 3.5 < one.seconds.likely / assumed.seconds.likely < 4
+    assert assumed.seconds.low == pytest.approx(one.seconds.low / 4)
+    assert "4 processes" in assumed.speed.basis
+    gathering = estimate_duration(ARCHITECTURE, replace(shared, parallelism="fsdp"), four, Work(1e6))
+    assert assumed.seconds.likely < gathering.seconds.likely
+    # One device was measured: its speed is scaled.
+    calibration = Calibration([observed(2000)])
+    scaled = estimate_duration(ARCHITECTURE, shared, four, Work(1e6), calibration)
+    assert 1e6 / 8000 < scaled.seconds.likely < 1e6 / 7000
+    assert "scaled to 4" in scaled.speed.basis
+    # Four were measured, slower than assumed: that counts.
+    calibration.observe(replace(observed(5000), world_size=4))
+    measured = estimate_duration(ARCHITECTURE, shared, four, Work(1e6), calibration)
+    assert measured.seconds.likely == pytest.approx(1e6 / 5000)
+    assert estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), calibration).seconds.likely == pytest.approx(500)
+
+
+def test_processes_on_one_cpu_are_not_faster_than_one() -> None:
+    setup = Setup("lora", "fp32", False, 4, 512, False, "adamw_torch")
+    cpu = replace(A100, name="CPU", on_gpu=False, peak_flops=3e11)
+    one = estimate_duration(known("smollm2-135m"), setup, cpu, Work(1e6))
+    two = estimate_duration(known("smollm2-135m"), replace(setup, world_size=2), replace(cpu, world_size=2), Work(1e6))
+    assert one.seconds.likely <= two.seconds.likely < 1.1 * one.seconds.likely
+
+
+def test_all_gpus_are_paid_for() -> None:
+    price = PriceTable.read().of(A100)
+    assert price is not None
+    hour = Interval(3600, 3600, 3600)
+    assert cost(hour, price, 4).likely == pytest.approx(4 * cost(hour, price).likely)
+
+
+def test_steps_of_inl_blocks_cost_time_beside_their_products() -> None:
+    """On a GPU they take most of it, which operations alone would not show."""
+    inl, setup = known("inl-3b"), replace(SETUP, method="full")
+    assert work_per_token(inl, setup) > 3 * flops_per_token(inl, setup)
+    on_cpu = replace(setup, on_gpu=False)
+    assert 1 < work_per_token(inl, on_cpu) / flops_per_token(inl, on_cpu) < 1.5
+    assert work_per_token(ARCHITECTURE, SETUP) == flops_per_token(ARCHITECTURE, SETUP)
