@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 
 from chassis.errors import NotFound
+from engine.estimate.machine import deciding_gpu
 from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.work_pb2 import Node
 from gateway.observed_speeds import ObservedSpeeds
@@ -28,10 +30,10 @@ class PlanningTargets:
         """
         if not request.observed:
             request.observed.extend(await self._speeds.latest())
-        pool = request.spec.resources.pool or "default"
+        pool, processes = request.spec.resources.pool or "default", num_processes(request.spec)
         if isinstance(request, api.PreflightFineTuningJobRequest):
             if not request.HasField("hardware") and not request.node_id:
-                _set_hardware(request, await self.that_trains(pool))
+                _set_hardware(request, await self.that_trains(pool, processes))
                 return
         elif request.HasField("memory_bytes"):
             return
@@ -44,14 +46,20 @@ class PlanningTargets:
                 raise no_node(request.node_id)
         else:
             nodes = _trainers(nodes, pool)
-        _set_hardware(request, _with_most_free_memory(map(hardware_of, nodes)))
+        _set_hardware(request, _with_most_free_memory(map(hardware_of, nodes), processes))
 
-    async def that_trains(self, pool: str) -> Hardware | None:
-        """Returns the machine for which a job of the pool is planned: the trainer with the most memory once it is idle.
+    async def that_trains(self, pool: str, processes: int = 1) -> Hardware | None:
+        """Returns the machine for which a job of the pool is planned: the trainer with the most memory once it is idle,
+        of those with a GPU for each of its processes if there are any.
 
         None if no trainer runs. Raises Unavailable.
         """
-        return _with_most_free_memory(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)))
+        return _with_most_free_memory(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)), processes)
+
+
+def num_processes(spec: FineTuningJobSpec) -> int:
+    """Returns the number of processes that a job asks for."""
+    return max(spec.resources.world_size, spec.resources.gpus, 1)
 
 
 def no_node(node_id: str) -> NotFound:
@@ -88,8 +96,9 @@ def _when_idle(node: Node) -> Hardware:
     return hardware
 
 
-def _with_most_free_memory(machines: Iterable[Hardware]) -> Hardware | None:
-    return max((machine for machine in machines if machine.memory_total_bytes), key=_free_memory_key, default=None)
+def _with_most_free_memory(machines: Iterable[Hardware], processes: int) -> Hardware | None:
+    known = (machine for machine in machines if machine.memory_total_bytes)
+    return max(known, key=lambda machine: _free_memory_key(machine, processes), default=None)
 
 
 def _set_hardware(request: Asked, hardware: Hardware | None) -> None:
@@ -97,8 +106,9 @@ def _set_hardware(request: Asked, hardware: Hardware | None) -> None:
         request.hardware.CopyFrom(hardware)
 
 
-def _free_memory_key(hardware: Hardware) -> tuple[bool, int]:
-    """Sort key: machines with a usable GPU first, then by free memory."""
-    if hardware.cuda_available and hardware.gpus:
-        return True, max(gpu.memory_free_bytes for gpu in hardware.gpus)
-    return False, hardware.memory_available_bytes
+def _free_memory_key(hardware: Hardware, processes: int) -> tuple[bool, bool, int]:
+    """Sort key: machines with a usable GPU for each process first, then those with any, then by free memory."""
+    gpu = deciding_gpu(hardware, processes)
+    if gpu is None:
+        return False, False, hardware.memory_available_bytes
+    return len(hardware.gpus) >= processes, True, gpu.memory_free_bytes

@@ -32,7 +32,7 @@ from finetuneflow.v1.work_pb2 import (
 from gateway import views
 from gateway.comparisons import find_judges
 from gateway.metrics import read_series
-from gateway.planning_target import PlanningTargets
+from gateway.planning_target import PlanningTargets, num_processes
 from gateway.secret_store import SecretStore
 from gateway.specs import dataset_ids, evaluation_sets, secrets_of
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, UploadedDataset, Work
@@ -304,7 +304,9 @@ class WorkerRequests:
         if assignment.stage != Stage.STAGE_PREFLIGHT:
             return
         try:
-            hardware = await self._machines.that_trains(assignment.spec.resources.pool or "default")
+            hardware = await self._machines.that_trains(
+                assignment.spec.resources.pool or "default", num_processes(assignment.spec)
+            )
         except Unavailable as error:
             # The claim is granted all the same: a job does not wait for information.
             log.warning("the preflight of %s does not know the trainers' machines: %s", assignment.job_id, error)

@@ -154,6 +154,28 @@ async def test_estimate_for_gpu_that_no_node_has(probe: ProbeServiceStub) -> Non
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
+async def test_estimate_for_several_gpus_is_that_of_each_and_the_price_of_all(probe: ProbeServiceStub) -> None:
+    """Memory decides whether the job fits on each GPU; all of them are paid for."""
+    spec = FineTuningJobSpec(base_model="llama-3.1-8b", method=TRAINING_METHOD_LORA)
+    request = api.EstimateResourcesRequest(spec=spec, memory_bytes=24 * GIB, gpu="RTX 4090", num_examples=5000)
+    one = (await probe.EstimateResources(request)).estimate
+    assert (one.world_size, one.parallelism, one.parallelism_reason) == (1, "", "")
+    request.spec.resources.gpus = 4
+    four = (await probe.EstimateResources(request)).estimate
+    assert (four.world_size, four.parallelism, four.hardware) == (4, "ddp", "RTX 4090")
+    assert "for each process" in four.parallelism_reason
+    assert four.price_per_hour == pytest.approx(4 * one.price_per_hour)
+    assert 3 * one.tokens_per_second < four.tokens_per_second < 4 * one.tokens_per_second
+    request.spec.resources.parallelism = "zero2_offload"
+    offloaded = (await probe.EstimateResources(request)).estimate
+    assert (offloaded.parallelism, offloaded.parallelism_reason) == ("zero2_offload", "named by the job")
+    assert 0 < offloaded.host_memory_bytes < offloaded.host_memory_upper_bytes
+    request.ClearField("memory_bytes")
+    request.ClearField("gpu")
+    refused = await refusal(probe.EstimateResources(request))
+    assert refused.reason == "NO_GPU"
+
+
 async def test_job_is_planned_for_trainer_hardware(
     nats_server: NatsServer, database: Database, ledger: Ledger, recorder: Recorder
 ) -> None:
@@ -161,7 +183,8 @@ async def test_job_is_planned_for_trainer_hardware(
     free, it would be refused although all memory is free after that job."""
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     await bus.ensure_streams()
-    acceptance = WorkerRequests(ledger, PlanningTargets(Passthrough(bus), ObservedSpeeds(database)))
+    machines = PlanningTargets(Passthrough(bus), ObservedSpeeds(database))
+    acceptance = WorkerRequests(ledger, machines)
 
     async def planned_for() -> Hardware:
         await create(ledger)
@@ -179,4 +202,9 @@ async def test_job_is_planned_for_trainer_hardware(
     )
     await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large, runs=[Run(job_id="j")]))
     assert (await planned_for()).gpus[0].memory_free_bytes == 80 * GIB
+    card = Gpu(name="GPU", memory_total_bytes=24 * GIB, memory_free_bytes=24 * GIB)
+    pair = Hardware(memory_total_bytes=256 * GIB, cuda_available=True, gpus=[card, card])
+    await bus.put_node(Node(id="pair", service="trainer", pool="default", hardware=pair))
+    found = [await machines.that_trains("default", processes) for processes in (1, 2, 3)]
+    assert [one and one.node_id for one in found] == ["large", "pair", "large"]
     await bus.close()

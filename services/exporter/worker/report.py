@@ -215,10 +215,13 @@ def _memory(child_input: ExportInput) -> str:
     peak = training.peak_gpu_memory_bytes if on_gpu else training.peak_memory_bytes
     if not peak:
         return NOT_MEASURED
+    # On a CPU it is the sum of all processes; an estimate is that of each.
+    processes = 1 if on_gpu else max(estimate.world_size, 1)
     measured = f"{peak / 2**30:.2f} GiB" + (" on the GPU" if on_gpu else "")
+    measured += f" in {processes} processes" if processes > 1 else ""
     if not estimate.memory_total_bytes:
         return measured
-    estimated, upper = estimate.memory_total_bytes / 2**30, estimate.memory_upper_bytes / 2**30
+    estimated, upper = (processes * size / 2**30 for size in (estimate.memory_total_bytes, estimate.memory_upper_bytes))
     return f"{measured} (estimate: {estimated:.2f} GiB, at most {upper:.2f} GiB)"
 
 

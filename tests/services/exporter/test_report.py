@@ -138,6 +138,8 @@ def test_report_compares_speed_and_memory_with_the_estimate(export_input: Export
     lines = report(export_input).splitlines()
     assert "- Speed: 900 tokens/s, 0.90 times the estimate" in lines
     assert "- Peak memory: 3.00 GiB (estimate: 2.00 GiB, at most 4.00 GiB)" in lines
+    estimate.world_size = 2
+    assert "- Peak memory: 3.00 GiB in 2 processes (estimate: 4.00 GiB, at most 8.00 GiB)" in report(export_input)
     export_input.training.peak_gpu_memory_bytes = 2**30
     assert "- Peak memory: 1.00 GiB on the GPU (estimate: 2.00 GiB, at most 4.00 GiB)" in report(export_input)
 
