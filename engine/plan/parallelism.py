@@ -33,7 +33,7 @@ def resolve_parallelism(resolved: Resolved, memory: FreeMemory) -> None:
     smallest: Parallelism = min(ways, key=lambda way: memory.needed(divided(config, way), **least).upper_bytes)
     chosen = fitting or smallest
     reasons = [f"with {way}, the training {memory.compared(divided(config, way), **least)}" for way in tried]
-    for way in ORDER if tried == ways else ():
+    for way in ORDER if fitting is None else ():
         if way in RUNNABLE_PARALLELISM or _obstacle(way, config, memory):
             continue
         if memory.holds(divided(config, way), **least):

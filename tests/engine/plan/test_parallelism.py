@@ -90,6 +90,7 @@ def test_only_what_trainers_can_run_is_chosen() -> None:
     assert result.config.resources.parallelism == "ddp"
     assert "zero2 it would fit, which is not available yet" in reason(result)
     assert result.refusals[0].reason == "INSUFFICIENT_MEMORY"
+    assert "available yet" not in reason(resolved(node(*[80] * 4), EIGHT_B, {"gpus": 4}, method="lora"))
 
 
 @pytest.mark.usefixtures("every_way")
