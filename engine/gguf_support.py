@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from engine.inl.sizes import MODEL_TYPE
+from engine.inl_sizes import MODEL_TYPE
 
 _LAYERS_OF_27B: Final = {"gemma2": 46, "gemma3": 62}
 """Layers of the models in which llama.cpp scales the attention otherwise than by the size of a head."""

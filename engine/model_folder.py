@@ -12,6 +12,8 @@ from engine.errors import JobError, Violation
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
+SHAPES = "shapes.json"
+"""File with the shapes of the tensors, by name, in a folder whose weights are not made yet."""
 _TEMPLATES = "additional_chat_templates"
 """The only subfolder whose files are read."""
 _MAX_JSON_BYTES = 32 << 20
@@ -203,6 +205,14 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             raise _bad_weights(f"the header of {path.name} cannot be read") from error
     check_shapes(shapes, folder.name)
     return shapes
+
+
+def known_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a model's tensors by name, also if its weights are not made yet; empty if only its
+    configuration tells them. Raises what `tensor_shapes` raises."""
+    if has_weights(folder) or not (folder / SHAPES).is_file():
+        return tensor_shapes(folder)
+    return {name: tuple(shape) for name, shape in read_json(folder / SHAPES).items()}
 
 
 MERGEABLE = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"})

@@ -1,9 +1,11 @@
-"""Public names of base models: aliases of the catalogue, ids of the hub, and INL models."""
+"""Public names of base models: aliases of the catalogue, ids of the hub, and models with random weights."""
+
+from engine.random_reference import RANDOM
 
 
 def is_on_hub(name: str) -> bool:
-    """Returns True for `org/name`. An INL model may name a tokenizer of the hub, and is not there itself."""
-    return "/" in name and "," not in name
+    """Returns True for `org/name`. A model with random weights may name one of the hub, and is not there itself."""
+    return "/" in name and "," not in name and not name.startswith(RANDOM)
 
 
 def model_reference(name: str, revision: str) -> str:

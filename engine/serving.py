@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engine.config.job import ExportFormat, Lora
-from engine.inl.sizes import MODEL_TYPE
+from engine.inl_sizes import MODEL_TYPE
 from engine.model_names import is_on_hub
 
 READERS: Final = ("peft", "transformers", "vllm", "llama.cpp", "ollama")

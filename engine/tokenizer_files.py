@@ -1,5 +1,6 @@
 """Reads and copies the tokenizer in a model's folder without loading it: a hostile one may never end."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,23 @@ from engine.model_folder import model_error, read_json
 _FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _SPECIAL: Final = ("bos_token", "eos_token", "pad_token")
 _ANOTHER: Final = "Use the tokenizer of another model."
+
+
+END_OF_TEXT: Final = "<|endoftext|>"
+"""The only special token of a tokenizer that was trained on the rows of a job."""
+_CORPUS_SETTINGS: Final = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": END_OF_TEXT,
+    "clean_up_tokenization_spaces": False,
+}
+
+
+def write_corpus_tokenizer(file: Path, target: Path) -> None:
+    """Writes a tokenizer that was trained on the rows of a job to the folder `target`; `file` is its tokenizer.json,
+    which is all that was learned."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target / "tokenizer.json")
+    (target / "tokenizer_config.json").write_text(json.dumps(_CORPUS_SETTINGS, indent=2), "utf-8")
 
 
 def copy_tokenizer(folder: Path, target: Path) -> dict[str, int]:

@@ -16,6 +16,7 @@ from engine.config.spec_proto import data_sources, spec_to_dict
 from engine.config.start import StartSource
 from engine.data.endings import QUESTION_ENDINGS, ending_of, is_adapter
 from engine.errors import JobError
+from engine.random_reference import RandomReference
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec, IntegrationSpec
 from finetuneflow.v1.work_pb2 import Assignment
@@ -61,7 +62,11 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue, source: StartSourc
         raise Unimplemented(
             "NOT_IMPLEMENTED", f"These fields are not available yet: {fields}. Remove or change them.", missing
         )
-    catalogue.check(config.base_model)
+    catalogue.check(config.base_model, has_corpus=True)
+    named = RandomReference.parse(config.base_model)
+    if source is None and named and named.corpus_sha256:
+        # Only the job that trained the tokenizer says where it is.
+        catalogue.check(config.base_model)
     check_judges(config.evaluation, catalogue, "spec.evaluation")
     return config
 

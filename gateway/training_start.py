@@ -69,6 +69,7 @@ async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec
         checkpoint=views.checkpoint(checkpoint),
         rank=source.rank,
         base_weights_sha256=identity.weights_sha256,
+        base_tokenizer_path=identity.tokenizer_path,
         lineage=[own, *earlier.lineage],
         trained_data=[data, *earlier.trained_data],
     )

@@ -23,6 +23,7 @@ from engine.data.work_limits import WorkLimits
 from engine.errors import JobError, SystemFailure, Violation
 from engine.hub_cache import ModelUses
 from engine.model_names import model_reference
+from engine.random_reference import RandomReference
 from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity
@@ -76,17 +77,28 @@ def _count_evicted(num_bytes: int) -> None:
     EVICTED_MODEL_BYTES.inc(num_bytes)
 
 
-async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAccess) -> ModelFiles:
-    """Returns the base model with the weights that preflight checked, downloaded if necessary.
+async def base_model(
+    catalogue: Catalogue, assignment: Assignment, hub: HubAccess, store: ArtifactStore, workdir: Path
+) -> ModelFiles:
+    """Returns the base model with the weights that preflight checked, downloaded or made if necessary.
 
     Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
-    return await checked_model(catalogue, assignment.preflight.base_model, hub)
+    return await checked_model(catalogue, assignment, assignment.preflight.base_model, hub, store, workdir)
 
 
-async def checked_model(catalogue: Catalogue, identity: BaseModelIdentity, hub: HubAccess) -> ModelFiles:
-    """Returns a base model with the weights of that identity. Raises as `base_model` does."""
-    found = await fetched_model(catalogue, model_reference(identity.id, identity.revision), hub)
+async def checked_model(
+    catalogue: Catalogue,
+    assignment: Assignment,
+    identity: BaseModelIdentity,
+    hub: HubAccess,
+    store: ArtifactStore,
+    workdir: Path,
+) -> ModelFiles:
+    """Returns a base model of the tenant with the weights of that identity. Raises as `base_model` does."""
+    tokenizer = await corpus_tokenizer(assignment, identity.id, identity.tokenizer_path, store, workdir)
+    name = model_reference(identity.id, identity.revision)
+    found = await fetched_model(catalogue, name, hub, tokenizer=tokenizer)
     if found.weights_sha256 != identity.weights_sha256:
         message = f"The weights of {identity.id} on this node differ from those that preflight checked."
         advice = "Create the job again. If it happens again, ask the operator to put the same files on every node."
@@ -107,13 +119,35 @@ def _changed(message: str, advice: str) -> JobError:
     return JobError("BASE_MODEL_CHANGED", message, advice, [Violation("spec.base_model", message)])
 
 
-async def fetched_model(catalogue: Catalogue, reference: str, hub: HubAccess) -> ModelFiles:
+async def fetched_model(
+    catalogue: Catalogue,
+    reference: str,
+    hub: HubAccess,
+    *,
+    tokenizer: Path | None = None,
+    tokenizer_only: bool = False,
+) -> ModelFiles:
     """Downloads the base model that the name refers to now. It stays on this machine until the attempt's child has
-    ended. Raises what `Catalogue.fetch` raises."""
+    ended. Arguments and errors are those of `Catalogue.fetch`."""
     say("fetching_model", reference)
     fetch, uses = catalogue.fetch, hold(ModelUses())
-    found = await asyncio.to_thread(fetch, reference, hub.token, on_progress=download_progress(), uses=uses)
+    found = await asyncio.to_thread(
+        fetch, reference, hub.token, tokenizer_only, download_progress(), uses=uses, tokenizer=tokenizer
+    )
     return ModelFiles(**asdict(found))
+
+
+async def corpus_tokenizer(
+    assignment: Assignment, base_model: str, path: str, store: ArtifactStore, workdir: Path
+) -> Path | None:
+    """Downloads the tokenizer of a base model that was trained on the rows of a job; `path` is that of its
+    tokenizer.json, relative to the tenant's folder. Returns None for a model with another tokenizer."""
+    named = RandomReference.parse(base_model)
+    if named is None or not named.corpus_sha256 or not path:
+        return None
+    file = workdir / "tokenizers" / f"{named.corpus_sha256}.json"
+    await _fetch(store.get_file, _stored(assignment, path), file, named.corpus_sha256)
+    return file
 
 
 def download_progress() -> Callable[[int], None]:

@@ -62,9 +62,14 @@ class Stage(Protocol):
 
 @runtime_checkable
 class Finisher(Protocol):
-    """A stage that completes its child's StageCompleted, after the paths of uploads are filled in."""
+    """A stage that completes its child's StageCompleted, after its files are stored and their paths filled in."""
 
-    def finish(self, assignment: work_pb2.Assignment, event: event_pb2.Event) -> event_pb2.Event: ...
+    async def finish(
+        self, assignment: work_pb2.Assignment, event: event_pb2.Event, workdir: Path, store: ArtifactStore
+    ) -> event_pb2.Event:
+        """Returns the completed event. It runs as `prepare` does: it may emit phases, a cancel ends it, and what it
+        raises fails the attempt in the same way."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ class Attempt:
         self._child: Child | None = None
         self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
         self._uploading: asyncio.Task[None] | None = None
+        self._finishing: asyncio.Task[event_pb2.Event] | None = None
         self._release = ""
         """PAUSED, DRAINED or CANCELLED once the attempt must be released."""
         self._failure: event_pb2.StageFailed | None = None
@@ -221,6 +227,8 @@ class Attempt:
             self._child.kill()
         if self._uploading:
             self._uploading.cancel()
+        if self._finishing:
+            self._finishing.cancel()
 
     def _on_directive(self, directive: work_pb2.Directive) -> None:
         if directive == work_pb2.DIRECTIVE_PAUSE:
@@ -232,6 +240,8 @@ class Attempt:
         if self._release in ("CANCELLED", reason):
             return
         self._release = reason
+        if self._finishing and reason == "CANCELLED":
+            self._finishing.cancel()
         if self._child:
             self._signal_release(self._child)
         elif self._beginning:
@@ -387,7 +397,7 @@ class Attempt:
                 return self._failure
             if self._ending is None:
                 return self._unexplained_exit(child, command, status)
-            return self._completed(self._ending, child, uploads)
+            return await self._completed(self._ending, child, uploads)
         finally:
             for task in (uploading, watching, sampling):
                 await _cancelled(task)
@@ -488,7 +498,9 @@ class Attempt:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         return failed("CRASHED", f"The worker {how} without a result.", SEE_LAST_OUTPUT, lines)
 
-    def _completed(self, ending: event_pb2.Event, child: Child, uploads: Uploads) -> event_pb2.Event:
+    async def _completed(
+        self, ending: event_pb2.Event, child: Child, uploads: Uploads
+    ) -> event_pb2.Event | event_pb2.StageFailed | event_pb2.StageReleased:
         if ending.HasField("stage_failed"):
             failure = ending.stage_failed
             if not failure.last_lines:
@@ -501,8 +513,31 @@ class Attempt:
             uploads.fill_in(ending.stage_completed)
             stage = self._context.stage
             if isinstance(stage, Finisher):
-                return stage.finish(self.assignment, ending)
+                return await self._finish(stage, ending)
         return ending
+
+    async def _finish(
+        self, stage: Finisher, ending: event_pb2.Event
+    ) -> event_pb2.Event | event_pb2.StageFailed | event_pb2.StageReleased:
+        context = self._context
+        preparation = Preparation(self._report_phase, context.limits.preparation_progress_seconds, self._held)
+        work = stage.finish(self.assignment, ending, self._spool.record.workdir, context.store)
+        finishing = self._finishing = asyncio.create_task(
+            preparation.run(work, context.settings.preparation_stall_seconds),
+            name=f"finish-{self.assignment.job_id}",
+        )
+        try:
+            return await finishing
+        except asyncio.CancelledError:
+            if self._release and finishing.cancelled():
+                return event_pb2.StageReleased(reason=self._release)
+            raise
+        except Stalled as error:
+            return failed("STALLED", str(error), "The job is retried if attempts are left.")
+        except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
+            return self._preparation_failure(error)
+        finally:
+            await _cancelled(finishing)
 
     def _report_phase(self, phase: event_pb2.Phase) -> None:
         try:

@@ -10,9 +10,12 @@ from typing import Any
 
 from engine.config.job import DataSource, JobConfig
 from engine.file_hash import sha256_of
+from engine.random_reference import RandomReference
 
 _LAYOUT = 8
 """Part of the key. Increase it if the same input gives different shards, or different counts in prepared.json."""
+_CORPUS_TOKENIZER = 1
+"""Part of the key of shards with their own tokenizer. Increase it if the same rows give another tokenizer."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LIBRARIES = ("tokenizers", "transformers")
 
@@ -34,9 +37,7 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
     parts = {
         "layout": _LAYOUT,
         "libraries": [importlib.metadata.version(name) for name in _LIBRARIES],
-        "tokenizer": {
-            name: sha256_of(tokenizer_dir / name) for name in _TOKENIZER_FILES if (tokenizer_dir / name).is_file()
-        },
+        "tokenizer": _tokenizer(config, tokenizer_dir),
         "chat_template": config.chat_template,
         "training": [described(listed) for listed in trained],
         "evaluation_data": described(config.evaluation_data),
@@ -48,3 +49,11 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
         "loss_on": hyper.loss_on,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer(config: JobConfig, folder: Path) -> dict[str, Any]:
+    """Describes the tokenizer: by its files, or by how it is trained on the rows."""
+    named = RandomReference.parse(config.base_model)
+    if named is not None and named.needs_corpus:
+        return {"corpus": [_CORPUS_TOKENIZER, named.vocab_size]}
+    return {name: sha256_of(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}

@@ -15,7 +15,7 @@ from engine.config.job import DataSource, JobConfig
 from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
 from engine.data.blocks import Block, BlockSize, read_blocks
 from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each
-from engine.data.formats import TURNS_CUT
+from engine.data.formats import TURNS_CUT, Example
 from engine.data.processes import Crew, Task
 from engine.data.rows import RowProblem
 from engine.data.sources import UNWRITTEN, Source
@@ -148,6 +148,22 @@ class Split:
                     self._take(group, made)
                     yield number, made
         self._sum_up()
+
+    def trained_examples(self) -> Iterator[tuple[bytes, Example]]:
+        """Yields the rows that are trained on, each once per phase, with their digests. It reads the sources again."""
+        for group in self._training:
+            for part in group.parts:
+                reader, index = part.source.reader(part.format), part.start
+                for block in self._blocks(part):
+                    for item in part.source.examples(block.rows(), reader):
+                        self._progress("reading_rows", None)
+                        if not isinstance(item, Example):
+                            continue
+                        if index == part.end:
+                            raise _changed(part)
+                        if 0 < group.row_uses[index] < HELD_OUT:
+                            yield group.digests[index : index + 1].tobytes(), item
+                        index += 1
 
     def warn_about_long_rows(self) -> None:
         """Warns about rows that are far longer than the median. Call it when `tokenised` is exhausted."""

@@ -15,7 +15,7 @@ from engine.estimate.duration import Work, evaluation_share, flops_per_token
 from engine.estimate.machine import Machine
 from engine.estimate.memory import GIB, Estimator, Memory, Setup, estimate_memory
 from engine.estimate.recommend import fits, plan
-from engine.inl.reference import InlReference
+from engine.random_reference import RandomReference
 
 _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
     "lora": (5e-5, 1e-3, 2e-4),
@@ -305,7 +305,7 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
             yield _better("method", "lora", "qlora", why)
     elif (
         config.method == "full"
-        and InlReference.parse(config.base_model) is None
+        and RandomReference.parse(config.base_model) is None
         and 100 * (trained := _num_distinct_trained_tokens(job)) < job.architecture.num_parameters
     ):
         _, memory = verdict("lora")

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from engine.catalogue import context_length
 from engine.config.job import Lora
 from engine.errors import JobError, Violation
-from engine.inl.sizes import CONTROLLER_SIZE, MODEL_TYPE
-from engine.model_folder import read_json, tensor_shapes
+from engine.inl_sizes import CONTROLLER_SIZE, MODEL_TYPE
+from engine.model_folder import known_shapes, read_json
 
 Family = Literal["decoder", "inl", "other"]
 Norm = Literal["llama", "gemma"]
@@ -308,9 +308,9 @@ class Architecture:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Architecture":
-        """Builds it from a model's config.json, corrected by the tensor shapes in its safetensors headers."""
+        """Builds it from a model's config.json, corrected by the shapes of its tensors."""
         config = read_json(folder / "config.json")
-        return cls.of_tensors(config, tensor_shapes(folder))
+        return cls.of_tensors(config, known_shapes(folder))
 
     @classmethod
     def of_tensors(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> "Architecture":

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
-from engine.inl.sizes import SIZES
+from engine.inl_sizes import SIZES
+from engine.random_reference import RANDOM
 
 _KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
          "intermediate_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings")  # fmt: skip
@@ -89,8 +90,8 @@ def find_known(name: str) -> Architecture | None:
 
 
 def _short(name: str) -> str:
-    # An INL model's size; its tokenizer and its seed follow.
-    name = name.partition(",")[0]
+    # Of a model with random weights: the tokenizer and the seed follow.
+    name = name.removeprefix(RANDOM).partition(",")[0]
     short = name.rpartition("/")[2].partition("@")[0].lower().removeprefix("meta-")
     while ending := next((suffix for suffix in _SUFFIXES if short.endswith(suffix)), ""):
         short = short.removesuffix(ending)

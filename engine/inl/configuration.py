@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from engine.inl.sizes import MODEL_TYPE, VOCABULARY
+from engine.inl_sizes import MODEL_TYPE, VOCABULARY
 
 
 class InlConfig(PreTrainedConfig):

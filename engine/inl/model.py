@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from engine.inl.cache import InlCache, InlLayerCache
 from engine.inl.configuration import InlConfig
-from engine.inl.sizes import CONTROLLER_SIZE
+from engine.inl_sizes import CONTROLLER_SIZE
 
 _STEP: Final = 0.1
 """Length of an integration step."""

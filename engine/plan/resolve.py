@@ -10,11 +10,11 @@ from engine.estimate.disk import Disk
 from engine.estimate.machine import deciding_gpu
 from engine.estimate.memory import GIB
 from engine.estimate.parallelism import eligible
-from engine.inl.reference import InlReference
 from engine.plan.batching import TrainingRows, resolve_batches
 from engine.plan.free_memory import FreeMemory
 from engine.plan.parallelism import first_way, resolve_parallelism
 from engine.plan.resolved import Resolved
+from engine.random_reference import RandomReference
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
@@ -190,7 +190,7 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: Fre
     method = resolved.config.method
     if method == "auto":
         lora = resolved.config.model_copy(update={"method": "lora"})
-        if InlReference.parse(resolved.config.base_model):
+        if RandomReference.parse(resolved.config.base_model):
             method, reason = "full", "random weights have learned nothing that an adapter could build on"
         elif resolved.config.lora.init_lora_weights == "loftq":
             method, reason = "qlora", "loftq compensates for quantization"

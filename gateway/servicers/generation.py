@@ -8,7 +8,7 @@ import grpc
 
 from chassis.errors import InvalidArgument, NotFound, Violation
 from engine.catalogue import Catalogue
-from engine.inl.reference import InlReference
+from engine.random_reference import RandomReference
 from finetuneflow.v1 import evaluator_service_pb2 as api
 from finetuneflow.v1.evaluator_service_pb2_grpc import EvaluatorServiceServicer, EvaluatorServiceStub
 from finetuneflow.v1.event_pb2 import ConfigResolved
@@ -52,9 +52,9 @@ class Generation(EvaluatorServiceServicer):
             if entry.id == name:
                 identity = BaseModelIdentity(id=name, revision=entry.revision)
                 return api.ServedModel(tenant=tenant, base_model=identity)
-        inl = InlReference.parse(name)
-        if inl and inl.tokenizer in (entry.id for entry in entries):
-            return api.ServedModel(tenant=tenant, base_model=BaseModelIdentity(id=str(inl)))
+        named = RandomReference.parse(name)
+        if named and named.sources and {*named.sources} <= {entry.id for entry in entries}:
+            return api.ServedModel(tenant=tenant, base_model=BaseModelIdentity(id=str(named)))
         known = ", ".join(entry.id for entry in entries)
         message = (
             f"There is no model {name[:80]!r}. Name a base model of the catalogue ({known}), or a tuned model: "

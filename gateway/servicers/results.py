@@ -27,7 +27,7 @@ from engine.config.job import (
 )
 from engine.config.section import NAME_PATTERN
 from engine.config.spec_proto import config_to_spec, spec_to_dict
-from engine.inl.reference import InlReference
+from engine.random_reference import RandomReference
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
 from finetuneflow.v1 import export_service_pb2 as export_api
@@ -339,7 +339,8 @@ def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> Jo
     ]
     found += [Violation(each.field.removeprefix("spec."), each.description) for each in push_conflicts(values)]
     gguf = [format_ for format_ in export.formats if format_ in _GGUF]
-    if gguf and InlReference.parse(config.base_model):
+    named = RandomReference.parse(config.base_model)
+    if gguf and named and named.is_inl:
         problem = f"has {gguf[0]}, but llama.cpp has no INL models; use merged, which transformers loads."
         found.append(Violation("spec.formats", problem))
     if found:

@@ -94,7 +94,8 @@ class AsyncJobs:
 
         Args:
             base_model: Required, unless start_from names a job. A catalogue alias (`smollm2-135m`), a Hugging Face id
-                (`org/name`, optionally `@revision`), or a tuned model, which is a short form of start_from.
+                (`org/name`, optionally `@revision`), a model with random weights (`inl-small`, `random:org/name`;
+                optionally `,tokenizer=…,vocab_size=…,seed=…`), or a tuned model, which is a short form of start_from.
             training_data: Datasets to train on: one source or a list of 1 to 32. A source is the path of a local file,
                 a dataset id (`ds_…`), a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
                 `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …, "max_samples": …}`. Required

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ from chassis.security.confinement import ChildLimits
 from chassis.server.tenant_shares import TenantShares
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from chassis.store.plain_files import delete_tree
-from engine.catalogue import Catalogue
+from engine.catalogue import Catalogue, LocalModel
 from engine.config.job import Quantization
 from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError, Violation
 from engine.hub_cache import FolderLock, ModelUses
 from engine.model_names import model_reference
+from engine.random_reference import RandomReference
 from finetuneflow.v1.evaluator_service_pb2 import GenerateRequest, GenerateResponse, ServedModel
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.child_input import ModelFiles
@@ -241,13 +243,23 @@ class Residency:
 
     async def _fetch_model(self, served: ServedModel, uses: ModelUses) -> ModelFiles:
         wanted = served.base_model
-        fetch, name = self._catalogue.fetch, model_reference(wanted.id, wanted.revision)
-        found = await asyncio.to_thread(fetch, name, self._hub.token, uses=uses)
+        found = await asyncio.to_thread(self._fetch, served, uses)
         if wanted.weights_sha256 not in ("", found.weights_sha256):
             message = f"The weights of {wanted.id} on this node differ from those that the model was trained on."
             advice = "Ask the operator to put back the files of that time."
             raise JobError("BASE_MODEL_CHANGED", message, advice, [Violation("model", message)])
         return ModelFiles(**vars(found))
+
+    def _fetch(self, served: ServedModel, uses: ModelUses) -> LocalModel:
+        wanted = served.base_model
+        name, named = model_reference(wanted.id, wanted.revision), RandomReference.parse(wanted.id)
+        with tempfile.TemporaryDirectory(prefix="tokenizer-", dir=self._folder) as folder:
+            tokenizer = None
+            if named and named.corpus_sha256 and wanted.tokenizer_path:
+                tokenizer = Path(folder, "tokenizer.json")
+                path = f"{served.tenant}/{wanted.tokenizer_path}"
+                self._store.get_file(path, tokenizer, named.corpus_sha256)
+            return self._catalogue.fetch(name, self._hub.token, uses=uses, tokenizer=tokenizer)
 
     def _new_place(self, key: str, served: ServedModel, model: ModelFiles, uses: ModelUses) -> _Place:
         """Begins to load a model."""

@@ -122,7 +122,7 @@ class EvaluationStage:
                 return None, await self._side(assignment, compared.model, hub, store, workdir / "checkpoint")
             against = await self._side(assignment, compared.against, hub, store, workdir / "against")
             return against, await self._side(assignment, compared.model, hub, store, workdir / "checkpoint")
-        model = await base_model(self._catalogue, assignment, hub)
+        model = await base_model(self._catalogue, assignment, hub, store, workdir)
         best = await best_checkpoint(assignment, store, workdir)
         tuned = _tuned_side(f"ft:{assignment.fine_tuning_job_id}", model, best, config)
         return Side(id=model.id, model=model), tuned
@@ -143,7 +143,7 @@ class EvaluationStage:
     ) -> Side:
         identity = compared.base_model
         if identity.weights_sha256:
-            model = await checked_model(self._catalogue, identity, hub)
+            model = await checked_model(self._catalogue, assignment, identity, hub, store, workdir=folder.parent)
         else:
             model = await fetched_model(self._catalogue, identity.id, hub)
         if not compared.HasField("checkpoint"):

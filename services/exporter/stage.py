@@ -78,7 +78,7 @@ class ExportStage:
             checkpoint = await whole_checkpoint(assignment, other, store, workdir / "checkpoint")
         child_input = ExportInput(
             config=config,
-            model=await base_model(self._catalogue, assignment, hub),
+            model=await base_model(self._catalogue, assignment, hub, store, workdir),
             adapter_dir=checkpoint.path,
             step=None if other is None else other.step,
             out_dir=workdir / "out",

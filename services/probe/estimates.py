@@ -21,12 +21,12 @@ from engine.estimate.matrix import matrix
 from engine.estimate.memory import GIB, Setup
 from engine.estimate.recommend import Plan, recommend
 from engine.estimate.saved_activations import Method
-from engine.inl.reference import DEFAULT_TOKENIZER, InlReference
 from engine.model_names import is_on_hub
 from engine.plan.batching import TrainingRows
 from engine.plan.intervals import resolve_intervals
 from engine.plan.resolve import resolve
 from engine.plan.resolved import Resolved
+from engine.random_reference import DEFAULT_TOKENIZER, RandomReference
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
@@ -71,7 +71,7 @@ class Estimates:
             machine = Machine.for_job(hardware, config)
             length = request.longest_row if request.HasField("longest_row") else None
             config, warnings = _within(config, architecture, length)
-            if config.method == "auto" and InlReference.parse(request.base_model):
+            if config.method == "auto" and RandomReference.parse(request.base_model):
                 # As preflight: random weights have learned nothing that an adapter could build on.
                 config = config.model_copy(update={"method": "full"})
             found = recommend(architecture, machine, config, length)
@@ -115,17 +115,22 @@ class Estimates:
     def architecture(self, reference: str) -> Architecture:
         """Returns the architecture of a model in the catalogue, of a known one, or of one on the hub, in this order."""
         own = {entry.id for entry in self._catalogue.list() if entry.revision == "local"}
-        inl = InlReference.parse(reference)
-        if reference in own or (inl and inl.tokenizer != DEFAULT_TOKENIZER):
+        named = RandomReference.parse(reference)
+        if reference in own or (named and not self._has_known_size(named, own)):
             described = self._catalogue.describe(reference, self._hub.token)
             return Architecture.of_tensors(described.config, described.shapes)
         found = find_known(reference)
         if found is not None:
             return found
-        if not is_on_hub(reference):
+        if not is_on_hub(reference) and named is None:
             self._refuse_unknown(reference, own)
         described = self._catalogue.describe(reference, self._hub.token)
         return Architecture.of_tensors(described.config, described.shapes)
+
+    def _has_known_size(self, named: RandomReference, own: set[str]) -> bool:
+        """Returns True if the name says all that an estimate needs: the vocabulary is that of the shape."""
+        usual = DEFAULT_TOKENIZER if named.is_inl else named.shape
+        return named.tokenizer == usual and named.shape not in own
 
     def _refuse_unknown(self, reference: str, own: set[str]) -> None:
         try:

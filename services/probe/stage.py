@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
+from chassis.preparation import say
 from chassis.store.artifact_store import ArtifactStore, on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
@@ -17,21 +18,26 @@ from engine.config.spec_proto import spec_to_dict
 from engine.config.start import TrainedData
 from engine.data.content_key import content_key
 from engine.errors import JobError
+from engine.file_hash import sha256_of
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import Resolved
+from engine.random_reference import CORPUS_TOKENIZER, RandomReference
+from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import (
     check_base_of_start,
     child_command,
     child_environment,
+    corpus_tokenizer,
     dataset_files,
+    download_progress,
     fetched_model,
     job_configuration,
     reusable_shards,
 )
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
-from services.hub_access import job_access
+from services.hub_access import HubAccess, job_access
 from services.hub_files import download, hub_of
 from services.probe.hub_sources import hub_sources, pinned_spec
 from services.probe.settings import ProbeSettings
@@ -57,7 +63,7 @@ class PreflightStage:
         access = job_access(self._settings, assignment, secrets)
         hub = hub_of(access, self._settings.max_dataset_bytes)
         pinned, files = await asyncio.to_thread(pinned_spec, assignment.merged_spec, hub)
-        model = await fetched_model(self._catalogue, assignment.merged_spec.base_model, access)
+        model = await self._model(assignment, access, store, workdir)
         check_base_of_start(assignment, model)
         sources = await dataset_files(assignment, store, workdir)
         downloaded = await asyncio.to_thread(download, hub, files, workdir / "sources")
@@ -87,6 +93,48 @@ class PreflightStage:
         return child_command(
             self._settings, child_input, workdir, [model.path, self._settings.prices], limits=child_input.limits
         )
+
+    async def _model(
+        self, assignment: Assignment, access: HubAccess, store: ArtifactStore, workdir: Path
+    ) -> ModelFiles:
+        """Returns the base model. Random weights are made by `finish`, when the job is known to be possible, unless
+        they are compared with those of the adapter that the job starts from."""
+        name, start = assignment.merged_spec.base_model, assignment.start
+        if not start.HasField("checkpoint"):
+            later = RandomReference.parse(name) is not None
+            return await fetched_model(self._catalogue, name, access, tokenizer_only=later)
+        tokenizer = await corpus_tokenizer(assignment, name, start.base_tokenizer_path, store, workdir)
+        return await fetched_model(self._catalogue, name, access, tokenizer=tokenizer)
+
+    async def finish(self, assignment: Assignment, event: Event, workdir: Path, store: ArtifactStore) -> Event:
+        """Makes the random weights of the base model, and completes its identity."""
+        result = event.stage_completed.preflight
+        given = PreflightInput.model_validate_json((workdir / "input.json").read_bytes()).model
+        named = RandomReference.parse(given.id)
+        if named is None:
+            return event
+        file, trained = workdir / "tokenizer.json", named.needs_corpus or named.corpus_sha256
+        if trained:
+            result.base_model.tokenizer_path = f"{result.shards_path}/{CORPUS_TOKENIZER}"
+            shards = f"{assignment.tenant}/{result.shards_path}"
+            await asyncio.to_thread(
+                store.get_file_of_folder, shards, CORPUS_TOKENIZER, file, result.shards_manifest_sha256
+            )
+        if given.weights_sha256:
+            return event
+        if named.needs_corpus:
+            named = named.with_corpus_tokenizer(sha256_of(file))
+        say("making_model", str(named))
+        made = await asyncio.to_thread(
+            self._catalogue.make,
+            str(named),
+            given.path,
+            tokenizer=file if trained else None,
+            on_progress=download_progress(),
+        )
+        result.base_model.id, result.base_model.weights_sha256 = made.id, made.weights_sha256
+        result.base_model.num_parameters, result.base_model.architecture = made.num_parameters, made.architecture
+        return event
 
     def spare(self) -> SpareCommand:
         """Returns how to start a child that completes the imports of a preflight."""

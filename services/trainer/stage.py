@@ -54,7 +54,7 @@ class TrainingStage:
             start = await start_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         child_input = TrainingInput(
             config=config,
-            model=await base_model(self._catalogue, assignment, hub),
+            model=await base_model(self._catalogue, assignment, hub, store, workdir),
             data_dir=data_dir,
             out_dir=workdir / "out",
             resume=checkpoint,
@@ -81,7 +81,7 @@ class TrainingStage:
         """Returns how to start a child that completes the imports of a training."""
         return SpareCommand([sys.executable, "-m", "services.trainer.worker"], child_environment(self._settings))
 
-    def finish(self, assignment: Assignment, event: Event) -> Event:
+    async def finish(self, assignment: Assignment, event: Event, workdir: Path, store: ArtifactStore) -> Event:
         """Completes the result with a best checkpoint that an earlier attempt wrote."""
         result = event.stage_completed.training
         if not result.best_checkpoint_manifest_sha256:

@@ -73,8 +73,8 @@ class ChainStage:
 class ChainTraining(ChainStage):
     """The chosen checkpoint is found as the real trainer finds it."""
 
-    def finish(self, assignment: Assignment, event: Event) -> Event:
-        return TrainingStage.finish(self, assignment, event)  # type: ignore[arg-type]
+    async def finish(self, assignment: Assignment, event: Event, workdir: Path, store: ArtifactStore) -> Event:
+        return await TrainingStage.finish(self, assignment, event, workdir, store)  # type: ignore[arg-type]
 
 
 SETTINGS: dict[str, type[ServiceSettings]] = {

@@ -8,8 +8,8 @@ import pytest
 from engine.catalogue import Catalogue
 from engine.errors import JobError
 from engine.estimate.known_architectures import known
-from engine.inl.reference import InlReference
-from engine.inl.sizes import SIZES
+from engine.inl_sizes import SIZES
+from engine.random_reference import RandomReference
 from tests.tiny_models import make_tiny_model
 
 
@@ -24,7 +24,7 @@ from tests.tiny_models import make_tiny_model
 )
 def test_name_is_read_and_written(text: str, shortest: str) -> None:
     """Two names of one model must share its files, and find each other's checkpoints."""
-    assert str(InlReference.parse(text)) == shortest
+    assert str(RandomReference.parse(text)) == shortest
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from engine.catalogue import BUILT_IN, Catalogue
-from engine.inl.sizes import SIZES
+from engine.inl_sizes import SIZES
 from finetuneflow.v1 import model_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.model_pb2 import ModelKind

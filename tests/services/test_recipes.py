@@ -12,7 +12,7 @@ from chassis.child.pipe import EventSink
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig, job_config
 from engine.config.spec_proto import resolved_config, spec_to_dict
-from engine.inl.sizes import InlSize
+from engine.inl_sizes import InlSize
 from engine.model.random_weights import write_random_weights
 from engine.tokenizer_files import copy_tokenizer, num_tokens
 from finetuneflow.spec import draft_spec

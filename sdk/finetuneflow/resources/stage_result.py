@@ -14,7 +14,7 @@ class BaseModelIdentity(Resource):
     """Identity of the weights that were trained on."""
 
     id: str
-    """Public id: `org/name` or a catalogue alias."""
+    """Public id: `org/name`, a catalogue alias, or the name of a model with random weights."""
     revision: str
     """Commit or package version of the files."""
     weights_sha256: str
@@ -25,6 +25,9 @@ class BaseModelIdentity(Resource):
     """Maximum sequence length in tokens."""
     architecture: str
     """Architecture class in the model's config, such as LlamaForCausalLM."""
+    tokenizer_path: str
+    """Path of the tokenizer (tokenizer.json) in the artifact store, relative to the tenant's folder, if it was trained
+    on the rows of the job; the id has its SHA-256 (`,tokenizer=corpus:<sha256>`). Empty for all other tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True)

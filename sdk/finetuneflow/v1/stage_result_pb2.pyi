@@ -97,20 +97,22 @@ class PhaseStatistics(_message.Message):
     def __init__(self, display_name: _Optional[str] = ..., num_epochs: _Optional[float] = ..., first_step: _Optional[int] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., num_packed_sequences: _Optional[int] = ...) -> None: ...
 
 class BaseModelIdentity(_message.Message):
-    __slots__ = ("id", "revision", "weights_sha256", "num_parameters", "context_length", "architecture")
+    __slots__ = ("id", "revision", "weights_sha256", "num_parameters", "context_length", "architecture", "tokenizer_path")
     ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_PATH_FIELD_NUMBER: _ClassVar[int]
     id: str
     revision: str
     weights_sha256: str
     num_parameters: int
     context_length: int
     architecture: str
-    def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., architecture: _Optional[str] = ...) -> None: ...
+    tokenizer_path: str
+    def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., architecture: _Optional[str] = ..., tokenizer_path: _Optional[str] = ...) -> None: ...
 
 class DataStatistics(_message.Message):
     __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts", "num_too_long", "num_left_out", "languages")

@@ -163,20 +163,22 @@ class StoredFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class TrainingStart(_message.Message):
-    __slots__ = ("checkpoint", "rank", "base_weights_sha256", "lineage", "dataset", "trained_data")
+    __slots__ = ("checkpoint", "rank", "base_weights_sha256", "lineage", "dataset", "trained_data", "base_tokenizer_path")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     BASE_WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     TRAINED_DATA_FIELD_NUMBER: _ClassVar[int]
+    BASE_TOKENIZER_PATH_FIELD_NUMBER: _ClassVar[int]
     checkpoint: _fine_tuning_job_pb2.Checkpoint
     rank: int
     base_weights_sha256: str
     lineage: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.AdapterStart]
     dataset: _dataset_pb2.Dataset
     trained_data: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.TrainedData]
-    def __init__(self, checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., rank: _Optional[int] = ..., base_weights_sha256: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AdapterStart, _Mapping]]] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., trained_data: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.TrainedData, _Mapping]]] = ...) -> None: ...
+    base_tokenizer_path: str
+    def __init__(self, checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., rank: _Optional[int] = ..., base_weights_sha256: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AdapterStart, _Mapping]]] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., trained_data: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.TrainedData, _Mapping]]] = ..., base_tokenizer_path: _Optional[str] = ...) -> None: ...
 
 class StoredShards(_message.Message):
     __slots__ = ("content_key", "path", "manifest_sha256")

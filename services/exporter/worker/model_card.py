@@ -8,9 +8,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.evaluation.verdicts import is_worse
-from engine.inl.reference import InlReference, has_random_weights
-from engine.inl.sizes import ARCHITECTURE as INL_ARCHITECTURE
+from engine.inl_sizes import ARCHITECTURE as INL_ARCHITECTURE
 from engine.model_names import is_on_hub
+from engine.random_reference import RandomReference, has_random_weights
 from engine.serving import Served
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, describe
@@ -92,12 +92,13 @@ Signature: {signature(child_input)} {_licence(child_input)}"""
 
 def _licence(child_input: ExportInput) -> str:
     """Returns whose licence the model has, as a sentence."""
-    if inl := InlReference.parse(child_input.model.id):
+    if named := RandomReference.parse(child_input.model.id):
         random = "The weights are random numbers" if child_input.of_base else "The base model had random weights"
-        return (
-            f"{random}, so the licence is the owner's to choose; the tokenizer is that of "
-            f"`{inl.tokenizer}`, under its licence."
-        )
+        random += "" if named.is_inl else f" in the shape of `{named.shape}`"
+        tokenizer = f"the tokenizer is that of `{named.tokenizer}`, under its licence"
+        if named.corpus_sha256:
+            tokenizer = "the tokenizer was trained on the rows of the job"
+        return f"{random}, so the licence is the owner's to choose; {tokenizer}."
     return f"The licence is the {'' if child_input.of_base else 'base '}model's."
 
 

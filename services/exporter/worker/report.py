@@ -6,8 +6,8 @@ from typing import Any
 
 from engine.config.job import JobConfig
 from engine.evaluation.verdicts import gap_verdict, is_worse
-from engine.inl.reference import has_random_weights
 from engine.perplexity import perplexity
+from engine.random_reference import has_random_weights
 from engine.serving import Served
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (

@@ -80,7 +80,7 @@ def run(query: ProbeQuery, progress: Progress) -> Message:
         case "ValidateDataset":
             return validate_dataset(query, progress)
         case "PreviewDataset":
-            return preview_dataset(query)
+            return preview_dataset(query, progress)
     raise ValueError(f"unknown method: {query.method!r}")
 
 

@@ -7,6 +7,7 @@ from engine.data.split import Progress
 from engine.plan.findings import data_statistics
 from finetuneflow.v1.probe_service_pb2 import EstimateResourcesRequest
 from finetuneflow.v1.validation_pb2 import ValidationReport
+from services.probe.queries.corpus_model import model_of
 from services.probe.queries.query import ProbeQuery
 
 
@@ -16,9 +17,9 @@ def count_tokens(query: ProbeQuery, progress: Progress) -> ValidationReport:
     Raises JobError for rows that would refuse a job.
     """
     config = job_config(spec_to_dict(query.parsed(EstimateResourcesRequest()).spec))
-    counted = prepare(
-        config, query.provided.model.path, query.files, query.out_dir / "shards", progress, limits=query.provided.limits
-    )
+    model, _ = model_of(query, config, progress)
+    shards = query.out_dir / "shards"
+    counted = prepare(config, model.path, query.files, shards, progress, limits=query.provided.limits)
     return ValidationReport(
         training_data=data_statistics(counted.train),
         evaluation_data=data_statistics(counted.eval),

@@ -25,12 +25,14 @@ from engine.plan.findings import validation_report
 from engine.plan.held_out import check_held_out
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import JobWarning, Resolved
+from engine.plan.trained_tokenizer import note_tokenizer
 from engine.plan.uploaded_adapter import take_uploaded_adapter
 from finetuneflow.v1 import preflight_pb2 as pb
 from finetuneflow.v1.event_pb2 import FieldViolation
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest, PreflightFineTuningJobResponse
 from services.probe.hub_sources import hub_datasets, note_commits
+from services.probe.queries.corpus_model import model_of
 from services.probe.queries.query import PreflightFacts, ProbeQuery
 
 
@@ -40,13 +42,17 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
     Raises JobError if nothing can be checked: INVALID_CONFIG, UNKNOWN_ARCHITECTURE, or a tokenizer that cannot be used.
     """
     request = query.parsed(PreflightFineTuningJobRequest())
-    model, facts = query.provided.model.local(), _facts(query)
+    facts = _facts(query)
     values = spec_to_dict(request.spec)
     resolved = Resolved(job_config(values))
     note_commits(resolved, facts.hub)
     asked = "max_length" in values.get("hyperparameters", {})
-    resolve_length(resolved, model.context_length, asked=asked)
+    resolve_length(resolved, query.provided.model.context_length, asked=asked)
+    model, trained = model_of(query, resolved.config, progress)
     architecture = Architecture.of_tensors(facts.config, facts.shapes)
+    if trained is not None:
+        note_tokenizer(resolved, trained)
+        architecture = Architecture.of_folder(model.path)
     if (start := query.files.get(resolved.config.start_from)) is not None:
         try:
             take_uploaded_adapter(resolved, start, values.get("lora", {}), architecture)

@@ -18,6 +18,7 @@ from finetuneflow.v1.dataset_service_pb2 import (
     ValidateDatasetRequest,
     ValidateDatasetResponse,
 )
+from services.probe.queries.corpus_model import model_of
 from services.probe.queries.query import ProbeQuery
 
 _MAX_RESPONSE_BYTES = 3 << 20
@@ -30,13 +31,14 @@ def validate_dataset(query: ProbeQuery, progress: Progress) -> ValidateDatasetRe
     config = job_config(dataset_job(query.parsed(ValidateDatasetRequest())))
     report = Report()
     provided = query.provided
-    counted = examine(config, provided.model.path, query.files, progress, report, provided.processes, provided.limits)
+    model, _ = model_of(query, config, progress)
+    counted = examine(config, model.path, query.files, progress, report, provided.processes, provided.limits)
     if counted is not None and counted.train.num_examples:
         config = with_rows_per_step(config, training_rows(counted))
     return ValidateDatasetResponse(report=validation_report(report, counted, config))
 
 
-def preview_dataset(query: ProbeQuery) -> PreviewDatasetResponse:
+def preview_dataset(query: ProbeQuery, progress: Progress) -> PreviewDatasetResponse:
     """Returns rows as token ids and labels, up to the size limit of a response.
 
     Raises JobError("ROW_TOO_LONG") if the first of them exceeds the limit.
@@ -47,7 +49,8 @@ def preview_dataset(query: ProbeQuery) -> PreviewDatasetResponse:
     num_rows = request.num_rows or _DEFAULT_ROWS
     response = PreviewDatasetResponse()
     size = num_shown = 0
-    for found in preview(config, query.provided.model.path, file, request.first_row or 1):
+    model, _ = model_of(query, config, progress)
+    for found in preview(config, model.path, file, request.first_row or 1):
         warns = found.problem is not None and found.problem.effect == "warns"
         # A warning stands beside the row that it is about, and is no row of its own.
         if num_shown == num_rows and not (warns and found.row == response.rows[-1].row):

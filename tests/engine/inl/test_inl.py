@@ -19,7 +19,7 @@ from engine.inl.auto_classes import register_inl
 from engine.inl.cache import InlCache
 from engine.inl.configuration import InlConfig
 from engine.inl.model import InlForCausalLM, InlLayer
-from engine.inl.sizes import SIZES
+from engine.inl_sizes import SIZES
 from engine.model import load
 from engine.model.adapter import attach_lora
 from engine.model.generate import generate

@@ -14,7 +14,7 @@ from engine.config.job import Lora
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.inl.model import InlForCausalLM
-from engine.inl.sizes import InlSize
+from engine.inl_sizes import InlSize
 from engine.model import load
 from engine.model.adapter import attach_lora
 from engine.model.merge import merge

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from engine.config.job import base_model_config
 from engine.errors import JobError
-from engine.inl.sizes import ARCHITECTURE, InlSize
+from engine.inl_sizes import ARCHITECTURE, InlSize
 from engine.model.random_weights import write_random_weights
 from finetuneflow.package_check import check_package
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult

@@ -183,7 +183,7 @@ def test_code_in_model_card_loads_an_inl_model(
     export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers alone does not know the type of the base model; the package of its merged form loads as well."""
-    from engine.inl.sizes import ARCHITECTURE, InlSize
+    from engine.inl_sizes import ARCHITECTURE, InlSize
     from engine.model.random_weights import write_random_weights
 
     base = make_tiny_tokenizer(tmp_path / "base")
