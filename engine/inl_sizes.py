@@ -1,5 +1,6 @@
 """The named sizes of INL models. Needs no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,3 +56,28 @@ SIZES: Final[dict[str, InlSize]] = {
     "inl-3b": InlSize(2048, 40, 15, 4096),
     "inl-4b": InlSize(2304, 48, 15, 4096),
 }
+
+
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a model's tensors by name, of a config.json with all values of `InlSize.config`."""
+    size, inner = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
+    norm, hidden = {"weight": (size,), "bias": (size,)}, 4 * CONTROLLER_SIZE
+    modules: dict[str, dict[str, tuple[int, ...]]] = {
+        "context_norm": norm,
+        "context": {"weight": (size, size), "bias": (size,)},
+        "controllers.from_average": {"weight": (hidden, size), "bias": (hidden,)},
+        **{key: {"weight": (hidden, size)} for key in ("controllers.from_state", "controllers.from_velocity")},
+        **{
+            f"controllers.{name}": {"weight": (size, CONTROLLER_SIZE), "bias": (size,)}
+            for name in ("alpha", "beta", "gate", "target")
+        },
+        "feed_forward_norm": norm,
+        "feed_forward.up_proj": {"weight": (inner, size), "bias": (inner,)},
+        "feed_forward.down_proj": {"weight": (size, inner), "bias": (size,)},
+    }
+    block: dict[str, tuple[int, ...]] = dict.fromkeys(("mu", "frequency", "phase"), (size,))
+    block |= {f"{module}.{name}": shape for module, tensors in modules.items() for name, shape in tensors.items()}
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], size)}
+    for index in range(config["num_hidden_layers"]):
+        found |= {f"model.layers.{index}.{name}": shape for name, shape in block.items()}
+    return found | {f"model.norm.{name}": shape for name, shape in norm.items()}

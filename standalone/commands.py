@@ -152,7 +152,7 @@ def model_path(
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         limit = settings.hub_cache_bytes or None
-        local = Catalogue(settings.home, settings.models, max_cache_bytes=limit).fetch(model)
+        local = Catalogue(settings.home, settings.models, max_cache_bytes=limit, shared=True).fetch(model)
     except (JobError, SystemFailure) as error:
         raise CommandFailed(error.message, advice="" if error.advice in error.message else error.advice) from error
     if json:

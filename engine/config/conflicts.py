@@ -45,6 +45,17 @@ def exclusive_fields(spec: Mapping[str, Any]) -> list[Violation]:
     return found
 
 
+def schedule_conflicts(values: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for a floor of the learning rate that its schedule does not have; `values` include the
+    recipe's."""
+    given = section if isinstance(section := values.get("hyperparameters"), Mapping) else {}
+    kind = given.get("lr_scheduler_type", "cosine")
+    if not given.get("min_learning_rate_ratio") or kind == "cosine":
+        return []
+    problem = f"is for lr_scheduler_type = cosine; remove it, or the schedule {str(kind)[:80]!r}."
+    return [Violation("spec.hyperparameters.min_learning_rate_ratio", problem)]
+
+
 def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     """Returns a violation for each setting of the adapters that another one excludes; `values` include the recipe's."""
     lora, quantization = (

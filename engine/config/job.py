@@ -19,6 +19,7 @@ from engine.config.conflicts import (
     paths_with_nul,
     push_conflicts,
     resource_conflicts,
+    schedule_conflicts,
 )
 from engine.config.evaluation import Evaluation
 from engine.config.hub_push import HubPush
@@ -171,6 +172,8 @@ class Hyperparameters(Section):
     """Overrides warmup_ratio."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     lr_scheduler_type: Scheduler = "cosine"
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Part of learning_rate at which a cosine schedule ends."""
     optim: Optimizer = "auto"
     precision: Precision = "auto"
     gradient_checkpointing: bool | None = None
@@ -401,7 +404,8 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     values = merge(preset.values, spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
     violations += [*exclusive_fields(spec), *mappings_with_template(spec), *adapter_conflicts(values)]
-    violations += [*export_conflicts(values), *push_conflicts(values), *resource_conflicts(values)]
+    violations += [*schedule_conflicts(values), *resource_conflicts(values)]
+    violations += [*export_conflicts(values), *push_conflicts(values)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     try:

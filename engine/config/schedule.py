@@ -26,9 +26,16 @@ def num_warmup_steps(hyper: Hyperparameters, total_steps: int) -> int:
     return min(wanted, max(total_steps - 1, 0))
 
 
+def scheduler_name(hyper: Hyperparameters) -> str:
+    """Returns the library's name of the schedule, which for a cosine with a floor is another one."""
+    return "cosine_with_min_lr" if hyper.min_learning_rate_ratio else hyper.lr_scheduler_type
+
+
 def scheduler_arguments(hyper: Hyperparameters) -> dict[str, Any]:
     """Returns the arguments of the schedule besides steps and warm-up."""
     if hyper.lr_scheduler_type == "polynomial":
         # The library refuses an end rate that is not below the peak rate.
         return {"lr_end": min(_POLYNOMIAL_END, hyper.learning_rate / 10)}
+    if hyper.min_learning_rate_ratio:
+        return {"min_lr_rate": hyper.min_learning_rate_ratio}
     return {}

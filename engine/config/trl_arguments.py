@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from engine.config.job import JobConfig, chosen
-from engine.config.schedule import num_warmup_steps, scheduler_arguments
+from engine.config.schedule import num_warmup_steps, scheduler_arguments, scheduler_name
 
 
 def sft_arguments(
@@ -29,7 +29,7 @@ def sft_arguments(
         "max_length": hyper.max_length,
         "warmup_steps": num_warmup_steps(hyper, total_steps),
         "weight_decay": hyper.weight_decay,
-        "lr_scheduler_type": hyper.lr_scheduler_type,
+        "lr_scheduler_type": scheduler_name(hyper),
         "lr_scheduler_kwargs": scheduler_arguments(hyper),
         "optim": hyper.optim,
         "bf16": hyper.precision == "bf16",

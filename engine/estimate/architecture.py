@@ -12,6 +12,7 @@ from engine.catalogue import context_length
 from engine.config.job import Lora
 from engine.errors import JobError, Violation
 from engine.inl_sizes import CONTROLLER_SIZE, MODEL_TYPE
+from engine.inl_sizes import tensor_shapes as inl_tensor_shapes
 from engine.model_folder import known_shapes, read_json
 
 Family = Literal["decoder", "inl", "other"]
@@ -321,7 +322,7 @@ class Architecture:
         """
         found = cls.from_config(config)
         if found.family == "inl":
-            return replace(found, stored_shapes=shapes)
+            return replace(found, stored_shapes=shapes or inl_tensor_shapes(config))
         if not shapes:
             return found
         text = {name: shape for name, shape in shapes.items() if not _belongs_to_other_modality(name)}

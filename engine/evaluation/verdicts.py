@@ -33,11 +33,12 @@ def training_findings(final_train_loss: float, final_eval_loss: float | None, *,
     side = "above" if gap >= 0 else "below"
     yield f"At the last step the held-out loss is {abs(gap):.4f} {side} the training loss ({gap_verdict(gap)})."
     reached = perplexity(final_eval_loss)
-    if reached > _TEXT_PERPLEXITY:
+    if reached >= _CODE_PERPLEXITY:
+        met = "meets that of text only" if reached < _TEXT_PERPLEXITY else "meets neither"
         yield (
             f"The held-out perplexity in training is {reached:.4g}; usual targets are below {_TEXT_PERPLEXITY} on text "
-            f"and below {_CODE_PERPLEXITY} on code. If the loss fell in the training, more rows of this kind or more "
-            "epochs lower it; if it rose, a lower learning rate does."
+            f"and below {_CODE_PERPLEXITY} on code, so it {met}. If the loss fell in the training, more rows of this "
+            "kind or more epochs lower it; if it rose, a lower learning rate does."
         )
     if early_stopped:
         yield "Training stopped early, because the held-out loss no longer fell; more epochs would not have helped."

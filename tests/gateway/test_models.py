@@ -86,7 +86,7 @@ async def test_base_and_tuned_models_are_listed_together_over_pages(stub: ModelS
     await tune(exports=0)
     await tune(tenant="another")
     tuned = [await tune(exports=1 + index % 2) for index in range(4)]
-    bases = sorted(["alpha", BUILT_IN, "zeta", *SIZES])
+    bases = sorted(["alpha", BUILT_IN, f"random:{BUILT_IN}", "zeta", *SIZES])
     for size in range(1, 9):
         listed: list[str] = []
         token = ""
@@ -104,7 +104,7 @@ async def test_base_and_tuned_models_are_listed_together_over_pages(stub: ModelS
 async def test_models_are_filtered_by_kind(stub: ModelServiceStub, tune: Tune) -> None:
     tuned = await tune()
     bases = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_BASE))
-    assert [model.id for model in bases.models] == sorted(["alpha", BUILT_IN, "zeta", *SIZES])
+    assert [model.id for model in bases.models] == sorted(["alpha", BUILT_IN, f"random:{BUILT_IN}", "zeta", *SIZES])
     own = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_TUNED))
     assert [model.id for model in own.models] == [tuned]
     found = await refusal(stub.ListModels(api.ListModelsRequest(kind=9)))  # type: ignore[arg-type]

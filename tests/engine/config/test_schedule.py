@@ -10,6 +10,7 @@ import pytest
 from engine.config.job import Hyperparameters, Optimizer, Scheduler, job_config
 from engine.config.schedule import num_warmup_steps
 from engine.config.trl_arguments import sft_arguments
+from engine.errors import JobError
 
 SCHEDULERS = typing.get_args(Scheduler)
 OPTIMIZERS = [name for name in typing.get_args(Optimizer) if name != "auto"]
@@ -66,3 +67,31 @@ def test_every_accepted_config_builds_the_trainers_optimizer_and_schedule(
         trains = factors[1 if warm else 0 : total] if rate > 5e-324 else []
         assert all(factor > 0 for factor in trains), (rate, warm_up, total)
         assert max(factors) <= 1
+
+
+def test_cosine_falls_to_its_floor(tmp_path: Path) -> None:
+    """A long pretraining still learns in its last steps."""
+    import torch
+    from transformers import Trainer
+    from trl import SFTConfig
+
+    hyper = {"optim": "adamw_torch", "precision": "fp32", "gradient_checkpointing": False, "warmup_steps": 10}
+    spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "method": "lora", "recipe": "finetuneflow"}
+    config = job_config({**spec, "hyperparameters": {**hyper, "min_learning_rate_ratio": 0.1}})
+    given = sft_arguments(config, total_steps=100, output_dir=str(tmp_path), device="cpu")
+    trainer = Trainer(torch.nn.Linear(2, 2), SFTConfig(**{**given, "eval_strategy": "no"}))
+    trainer.create_optimizer_and_scheduler(100)
+    schedule = trainer.lr_scheduler
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    factors = [schedule.lr_lambdas[0](step) for step in (10, 55, 100)]
+    assert factors == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_other_schedules_have_no_floor() -> None:
+    spec = {"base_model": "m", "training_data": [{"dataset": "d"}]}
+    hyper = {"min_learning_rate_ratio": 0.1, "lr_scheduler_type": "linear"}
+    with pytest.raises(JobError) as caught:
+        job_config({**spec, "hyperparameters": hyper})
+    assert [violation.field for violation in caught.value.violations] == [
+        "spec.hyperparameters.min_learning_rate_ratio"
+    ]

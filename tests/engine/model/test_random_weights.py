@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from engine import inl_sizes
 from engine.catalogue import Catalogue
 from engine.config.job import Lora
 from engine.errors import JobError
@@ -19,6 +20,7 @@ from engine.model import load
 from engine.model.adapter import attach_lora
 from engine.model.merge import merge
 from engine.model.random_weights import write_random_weights
+from engine.model_folder import tensor_shapes
 from engine.tokenizer_files import copy_tokenizer
 from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
 
@@ -58,6 +60,8 @@ def test_it_is_a_base_model_like_others(tmp_path: Path, tokenizer: Path) -> None
     assert found.context_length == 128
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert found.num_parameters == counted == Architecture.of_folder(folder).num_parameters
+    # Before the weights are made, a preflight checks names of modules by these.
+    assert inl_sizes.tensor_shapes(_INL) == tensor_shapes(folder)
     vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in vocabulary}
     assert model.config.eos_token_id == ids["<|im_end|>"]
