@@ -61,7 +61,8 @@ SIZES: Final[dict[str, InlSize]] = {
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a model's tensors by name, of a config.json with all values of `InlSize.config`."""
     size, inner = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
-    norm, hidden = {"weight": (size,), "bias": (size,)}, 4 * CONTROLLER_SIZE
+    norm: dict[str, tuple[int, ...]] = {"weight": (size,), "bias": (size,)}
+    hidden = 4 * CONTROLLER_SIZE
     modules: dict[str, dict[str, tuple[int, ...]]] = {
         "context_norm": norm,
         "context": {"weight": (size, size), "bias": (size,)},

@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -126,8 +126,10 @@ class _Drawn:
             _, dropped = heapq.heappop(self._rows)
             self.num_bytes -= len(dropped)
 
-    def texts(self) -> list[str]:
-        return [text.decode(errors="ignore") for _, text in sorted(self._rows, reverse=True)]
+    def texts(self) -> list[bytes]:
+        """Returns the texts in the order of their lots; a long one may end within a character."""
+        self._rows.sort(reverse=True)
+        return [text for _, text in self._rows]
 
 
 def _untrained() -> Any:
@@ -153,7 +155,7 @@ def _trainer(vocab_size: int) -> Any:
     )
 
 
-def _train(model: Any, texts: list[str], vocab_size: int, progress: Progress) -> None:
+def _train(model: Any, texts: Sequence[bytes], vocab_size: int, progress: Progress) -> None:
     """Learns the pairs in a thread, in which the library holds no lock, so that this one can tell that it goes on."""
     num_read = 0
 
@@ -162,7 +164,7 @@ def _train(model: Any, texts: list[str], vocab_size: int, progress: Progress) ->
         for text in texts:
             num_read += 1
             # The token that ends a text is none of its pairs.
-            yield from filter(None, text.split(END_OF_TEXT))
+            yield from filter(None, text.decode(errors="ignore").split(END_OF_TEXT))
 
     failed: list[BaseException] = []
 

@@ -68,9 +68,12 @@ def test_tokenizer_of_the_corpus_goes_through_all_stages(
     assert evaluation.delta < -0.5, "the trained model must beat its random weights on held-out rows"
 
     folder = unpacked_package(client, job.id, tmp_path)
-    assert hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest() == sha256
+    merged = folder / "merged"
+    (stored,) = system.home.rglob(base.tokenizer_path)
+    assert hashlib.sha256(stored.read_bytes()).hexdigest() == sha256
+    kept, packed = (json.loads(file.read_text())["model"] for file in (stored, merged / "tokenizer.json"))
+    assert (packed["vocab"], packed["merges"]) == (kept["vocab"], kept["merges"])
     assert "the tokenizer was trained on the rows of the job" in (folder / "README.md").read_text()
-    merged = next(folder.rglob("merged"), folder)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     model = AutoModelForCausalLM.from_pretrained(merged)
     assert len(tokenizer) <= 400 <= model.config.vocab_size <= 448
@@ -110,12 +113,13 @@ def test_its_tokenizer_is_found_through_the_job_only(client: Client, job: Job, t
 
 def test_dry_run_and_estimate_know_the_tokenizer(client: Client, texts: Path) -> None:
     """Before a job exists, a user sees how many tokens the corpus gives."""
-    spec = {"base_model": CORPUS, "training_data": str(texts), "hyperparameters": SHORT}
+    data = client.datasets.upload(str(texts)).id
+    spec = {"base_model": CORPUS, "training_data": data, "hyperparameters": SHORT}
     dry = client.jobs.preflight(spec=spec)
     assert not [finding for finding in dry.report.findings if finding.severity == "ERROR"]
     (noted,) = [each for each in dry.resolutions if each.field == "base_model.tokenizer"]
     assert "400 were asked for" in noted.reason or noted.value == "400 tokens"
-    report = client.datasets.validate(str(texts), base_model=CORPUS)
+    report = client.datasets.validate(data, base_model=CORPUS)
     assert report.training_data.num_examples == 150
 
 
