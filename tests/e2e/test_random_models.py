@@ -76,7 +76,7 @@ def test_tokenizer_of_the_corpus_goes_through_all_stages(
     assert "the tokenizer was trained on the rows of the job" in (folder / "README.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(merged)
     model = AutoModelForCausalLM.from_pretrained(merged)
-    assert len(tokenizer) <= 400 <= model.config.vocab_size <= 448
+    assert len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 64 <= 464
     assert model.config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     assert "".join(client.models.generate(job.tuned_model, "the quick", max_new_tokens=8))
