@@ -14,7 +14,7 @@ from engine.estimate.architecture import Architecture
 from engine.random_reference import RandomReference
 from tests.tiny_models import make_tiny_llama_tokenizer, make_tiny_model
 
-MakeCatalogue = Callable[..., Catalogue]
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def test_it_is_listed(tmp_path: Path) -> None:
     catalogue.check(listed)
 
 
+@pytest.mark.long
 def test_it_has_the_shape_and_other_weights(tmp_path: Path, tiny: Path) -> None:
     """Every node makes the same weights, which preflight and training compare by their hash."""
     nodes = [Catalogue(tmp_path / node, {"tiny": tiny}) for node in ("a", "b")]
@@ -109,6 +110,7 @@ def test_shapes_are_known_before_the_weights(tmp_path: Path, tiny: Path) -> None
     assert Architecture.of_folder(local.path) == expected
 
 
+@pytest.mark.long
 def test_another_tokenizer_decides_the_vocabulary(tmp_path: Path, tiny: Path) -> None:
     """The special tokens of the shape would be those of other texts."""
     other = make_tiny_llama_tokenizer(tmp_path / "other")
@@ -130,9 +132,9 @@ def test_another_tokenizer_decides_the_vocabulary(tmp_path: Path, tiny: Path) ->
         ({"auto_map": {"AutoModelForCausalLM": "model.Own"}}, "REMOTE_CODE_REFUSED"),
         ({"is_encoder_decoder": True}, "NOT_CAUSAL_LM"),
         ({"architectures": ["LlamaModel"]}, "NOT_CAUSAL_LM"),
-        ({"model_type": "bert", "architectures": None, "hidden_size": "wide"}, "NOT_A_MODEL"),
-        ({"model_type": "own"}, "NOT_A_MODEL"),
-        ({"model_type": "t5", "architectures": None}, "NOT_CAUSAL_LM"),
+        pytest.param({"model_type": "bert", "architectures": None, "hidden_size": "wide"}, "NOT_A_MODEL", marks=LONG),
+        pytest.param({"model_type": "own"}, "NOT_A_MODEL", marks=LONG),
+        pytest.param({"model_type": "t5", "architectures": None}, "NOT_CAUSAL_LM", marks=LONG),
         ({"vocab_size": 100}, "NOT_A_MODEL"),
     ],
 )
@@ -146,6 +148,7 @@ def test_shape_that_cannot_become_a_model_is_refused(
     assert caught.value.reason == reason
 
 
+@pytest.mark.long
 def test_large_model_is_refused_before_it_is_made(tmp_path: Path, tiny: Path) -> None:
     """A name is short; the weights would fill the machine."""
     catalogue = Catalogue(tmp_path, {"tiny": tiny}, max_model_bytes=100_000)
