@@ -81,7 +81,7 @@ def test_tokenizer_of_the_corpus_goes_through_all_stages(
 
     assert "".join(client.models.generate(job.tuned_model, "the quick", max_new_tokens=8))
     shown = ftf(system, "models", "path", base.id, "--home", str(system.home))
-    assert "was trained on the rows of a job" in shown.stderr or Path(shown.stdout.strip()).is_dir()
+    assert (Path(shown.stdout.strip()) / "model.safetensors").is_file(), shown.stderr
 
 
 def test_second_job_has_the_same_base_model(system: System, client: Client, job: Job, texts: Path) -> None:

@@ -78,6 +78,6 @@ def test_listed_size_is_that_of_the_model(name: str) -> None:
 
 
 def test_wrong_name_says_how_it_is_written(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="after the size come `,tokenizer=`") as caught:
+    with pytest.raises(JobError, match="after 'inl-small' come `,tokenizer=`") as caught:
         Catalogue(tmp_path).check("inl-small,seed=1,tokenizer=tiny")
     assert caught.value.advice == "Write it like inl-small,tokenizer=smollm2-135m,seed=7."
