@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from engine.estimate.architecture import Architecture, LinearLayer
-from engine.inl.sizes import CONTROLLER_SIZE
+from engine.inl_sizes import CONTROLLER_SIZE
 
 Method = Literal["lora", "qlora", "full"]
 METHODS: Final[tuple[Method, ...]] = ("lora", "qlora", "full")
