@@ -36,13 +36,12 @@ class CorpusRows(Dataset):  # type: ignore[misc]
         example = Dataset.from_dict({"input_ids": [[0, 0]], "labels": [[0, 0]]})
         super().__init__(example.data, info=example.info)
         config = child_input.config
-        hyper = config.hyperparameters
         self._sink, self._per_block = sink, sequences_per_block(config)
-        self.per_step = hyper.rows_per_step
+        self.per_step = config.rows_per_step
         self._remembered = 2 * self.per_step // self._per_block + 3
         """Blocks whose origins and states are known: the data loader fetches ahead."""
         (counted,) = Prepared.read(child_input.data_dir).phases
-        self._per_epoch = steps_per_epoch(counted.num_sequences(packing=True), hyper) * self.per_step
+        self._per_epoch = steps_per_epoch(counted.num_sequences(packing=True), config) * self.per_step
         start = _start(child_input.resume.path) if child_input.resume else None
         self._number = -1 if start is None else start.block - 1
         self._current: SequenceBlock | None = None

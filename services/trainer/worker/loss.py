@@ -49,7 +49,7 @@ class Trainer(SFTTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Returns the library's data loader, whose order follows the epoch also where a resumed training skips rows."""
-        dataloader = super().get_train_dataloader()
+        dataloader: Any = super().get_train_dataloader()
         if self._ranks.world_size > 1:
             shard = dataloader.batch_sampler
             # accelerate does not pass the epoch on through the part that skips and the one that divides batches.
