@@ -173,8 +173,9 @@ def secrets_of(assignment: Assignment) -> set[str]:
     """Returns the names of the secrets that the assignment's stage needs: none if it reads and writes nothing of a
     hub."""
     spec, found = assignment.merged_spec, set()
-    # Of a job's own datasets, the other stages read the token shards that preflight made.
-    named = dataset_ids(spec) if assignment.stage == Stage.STAGE_PREFLIGHT else ()
+    # Of a job's own datasets, the other stages read the token shards that preflight made, unless a corpus is streamed.
+    streams = assignment.stage == Stage.STAGE_TRAINING and spec.hyperparameters.streaming
+    named = dataset_ids(spec) if assignment.stage == Stage.STAGE_PREFLIGHT or streams else ()
     if assignment.stage == Stage.STAGE_EVALUATION:
         named = (source.dataset for source in assignment.comparison.data)
     if "hub_token" in spec.secrets and ("/" in spec.base_model or any(map(is_hub_reference, named))):

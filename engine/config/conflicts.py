@@ -179,6 +179,37 @@ def resource_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     return found
 
 
+def streaming_conflicts(values: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for each setting that a streamed corpus excludes, and for a buffer without streaming;
+    `values` include the recipe's."""
+    hyper = section if isinstance(section := values.get("hyperparameters"), Mapping) else {}
+    path = "spec.hyperparameters"
+    if not hyper.get("streaming"):
+        if hyper.get("shuffle_buffer_tokens") is None:
+            return []
+        return [Violation(f"{path}.shuffle_buffer_tokens", "needs streaming, whose sequences it shuffles.")]
+    found = []
+    resources = section if isinstance(section := values.get("resources"), Mapping) else {}
+    for name in ("gpus", "world_size"):
+        if (resources.get(name) or 0) > 1:
+            description = "of more than 1 cannot be combined with streaming yet; set it to 1, or remove streaming."
+            found.append(Violation(f"spec.resources.{name}", description))
+    if values.get("phases"):
+        found.append(
+            Violation("spec.phases", "cannot be combined with streaming, which reads one mixture; remove one.")
+        )
+    if hyper.get("packing") is False:
+        description = "cannot be false with streaming, which packs texts to sequences of max_length; remove it."
+        found.append(Violation(f"{path}.packing", description))
+    if hyper.get("group_by_length"):
+        description = "cannot be combined with streaming, whose sequences all have max_length tokens; remove it."
+        found.append(Violation(f"{path}.group_by_length", description))
+    if hyper.get("truncation") == "drop":
+        description = "drop cannot be combined with streaming, which cuts no text off; remove it."
+        found.append(Violation(f"{path}.truncation", description))
+    return found
+
+
 def beyond_plain_lora(lora: Mapping[str, Any]) -> list[str]:
     """Returns the settings that make an adapter more than the two matrices of each layer, which is all that can be
     joined with another adapter."""

@@ -20,6 +20,7 @@ from engine.config.conflicts import (
     push_conflicts,
     resource_conflicts,
     schedule_conflicts,
+    streaming_conflicts,
 )
 from engine.config.evaluation import Evaluation
 from engine.config.hub_push import HubPush
@@ -114,6 +115,9 @@ MICRO_BATCH: Final = 4
 ROWS_PER_STEP: Final = 16
 """Usual rows of a micro-batch and of an optimizer step: those of the recipe finetuneflow, for whose learning rate they
 were chosen."""
+SHUFFLE_BUFFER_TOKENS: Final = 2**20
+MAX_SOURCES: Final = 256
+"""Most sources of a job or a phase: each file of a folder is one."""
 MAX_INTERVAL: Final = 1_000_000
 """Most steps between two evaluations or checkpoints."""
 
@@ -142,13 +146,15 @@ class DataSource(Section):
     """Format of the rows; None: detected from the columns of the first row."""
     max_samples: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """Maximum number of examples that are used, drawn by the seed."""
+    max_tokens: int | None = Field(default=None, ge=1, le=10**15)
+    """Maximum number of trained tokens of the examples that are used, drawn by the seed; at least one example is."""
 
 
 class TrainingPhase(Section):
     """One phase of a curriculum. Phases are trained in order, under one learning-rate schedule."""
 
     display_name: str = Field(default="", max_length=128)
-    training_data: list[DataSource] = Field(min_length=1, max_length=32)
+    training_data: list[DataSource] = Field(min_length=1, max_length=MAX_SOURCES)
     num_epochs: float = Field(gt=0, le=1000)
 
 
@@ -201,6 +207,10 @@ class Hyperparameters(Section):
     label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread evenly over the vocabulary, in training only."""
     attn_implementation: AttentionImplementation = "auto"
+    streaming: bool = False
+    """Tokenises running text while the training goes on, in place of token shards."""
+    shuffle_buffer_tokens: int | None = Field(default=None, ge=1024, le=2**28)
+    """Tokens of a block of sequences that are shuffled together; None: SHUFFLE_BUFFER_TOKENS if streaming."""
 
     @property
     def micro_batch(self) -> int:
@@ -345,7 +355,7 @@ class JobConfig(Section):
     recipe: str = "default"
     chat_template: Annotated[str, Field(min_length=1), kib(32)] | None = None
     system_prompt: Annotated[str, kib(16)] | None = None
-    training_data: list[DataSource] = Field(default=[], max_length=32)
+    training_data: list[DataSource] = Field(default=[], max_length=MAX_SOURCES)
     phases: list[TrainingPhase] = Field(default=[], max_length=16)
     evaluation_data: list[DataSource] = Field(default=[], max_length=32)
     holdout_fraction: float = Field(default=0.1, ge=0, le=0.5)
@@ -404,7 +414,7 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     values = merge(preset.values, spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
     violations += [*exclusive_fields(spec), *mappings_with_template(spec), *adapter_conflicts(values)]
-    violations += [*schedule_conflicts(values), *resource_conflicts(values)]
+    violations += [*schedule_conflicts(values), *resource_conflicts(values), *streaming_conflicts(values)]
     violations += [*export_conflicts(values), *push_conflicts(values)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))

@@ -84,6 +84,7 @@ def dataset_job(request: ValidateDatasetRequest | PreviewDatasetRequest) -> dict
     source.CopyFrom(request.source)
     source.ClearField("weight")
     source.ClearField("max_samples")
+    source.ClearField("max_tokens")
     spec = FineTuningJobSpec(base_model=request.base_model, training_data=[source], holdout_fraction=0.0)
     if request.HasField("max_length"):
         spec.hyperparameters.max_length = request.max_length

@@ -50,7 +50,8 @@ def sft_arguments(
         "save_total_limit": None,
         "load_best_model_at_end": False,
         "restore_callback_states_from_checkpoint": True,
-        "packing": chosen(hyper.packing),
+        # A streamed corpus consists of packed sequences already.
+        "packing": chosen(hyper.packing) and not hyper.streaming,
         "packing_strategy": "bfd",
         "eval_packing": False,
         "completion_only_loss": False,

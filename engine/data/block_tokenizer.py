@@ -1,6 +1,5 @@
 """Surveys and tokenises blocks of rows, in this process or in a child process."""
 
-import hashlib
 import heapq
 import json
 from array import array
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from engine.config.job import DataSource, JobConfig
 from engine.data.blocks import Block
-from engine.data.digests import DIGEST_BYTES
+from engine.data.corpus import WHOLE, CorpusStream, SequenceBlock, StreamedCorpus
+from engine.data.digests import digest_of
 from engine.data.formats import Example
 from engine.data.languages import is_sampled, language_of, texts_of
 from engine.data.rows import RowProblem
@@ -121,6 +121,7 @@ class BlockTokenizer:
     def __init__(self, config: JobConfig, tokenizer: Tokenizer) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._sources: dict[str, Source] = {}
+        self._stream: CorpusStream | None = None
 
     @classmethod
     def of_job(cls, config: str, tokenizer_dir: str) -> "BlockTokenizer":
@@ -142,7 +143,7 @@ class BlockTokenizer:
                 if isinstance(item, RowProblem):
                     found.report.add(place.name, item)
                     continue
-                digests.append(_digest(item))
+                digests.append(digest_of(item))
                 rows.append(item.row)
                 self._look_for_control_tokens(place.name, item, found.report)
                 found.has_chat |= item.is_chat
@@ -153,6 +154,27 @@ class BlockTokenizer:
         found.format, found.columns = reader.format, reader.columns
         found.unseen, found.unused = reader.unseen, reader.unused
         return found
+
+    def trained_tokens(self, place: BlockSource, block: Block, wanted: bytes, alive: Alive) -> "array[int]":
+        """Returns the number of trained tokens of each wanted example of a block; 0 for one that would be dropped.
+        `wanted` has one byte per example."""
+        source, hyper = self._source(place), self._config.hyperparameters
+        items = source.examples(block.rows(), source.reader(place.format))
+        chosen = [one for one, use in zip((i for i in items if isinstance(i, Example)), wanted, strict=False) if use]
+        counted = array("q")
+        for start in range(0, len(chosen), _BATCH_ROWS):
+            alive()
+            settings = (hyper.loss_on, hyper.max_length, hyper.truncation)
+            for tokens in tokens_of_all(chosen[start : start + _BATCH_ROWS], self._tokenizer, *settings):
+                kept = not isinstance(tokens, JobError) and tokens.trains and not tokens.too_long
+                counted.append(tokens.num_trained if kept and not isinstance(tokens, JobError) else 0)
+        return counted
+
+    def next_sequences(self, streamed: StreamedCorpus, alive: Alive) -> SequenceBlock:
+        """Returns the next block of a corpus; the first call decides of which one, and where it begins."""
+        if self._stream is None:
+            self._stream = CorpusStream(self._config, self._tokenizer, streamed)
+        return self._stream.block(alive)
 
     def tokenise(self, place: BlockSource, block: Block, row_uses: bytes, keep: bool, alive: Alive) -> Tokenised:
         """Returns the tokens of the used rows. `row_uses` has one byte per example of the block: 0 (unused), the number
@@ -167,6 +189,14 @@ class BlockTokenizer:
             alive()
             settings = (hyper.loss_on, hyper.max_length, hyper.truncation)
             found = tokens_of_all([one for _, one in wanted], self._tokenizer, *settings)
+            if hyper.streaming:
+                # Sequences are cut out of whole texts; held-out rows are evaluated one by one.
+                whole = [index for index, (use, _) in enumerate(wanted) if use < HELD_OUT]
+                texts = [wanted[index][1] for index in whole]
+                for index, tokens in zip(
+                    whole, tokens_of_all(texts, self._tokenizer, hyper.loss_on, WHOLE), strict=True
+                ):
+                    found[index] = tokens
             for (use, example), tokens in zip(wanted, found, strict=True):
                 alive()
                 if use == LEAKED:
@@ -299,12 +329,6 @@ class _Rows:
 
 def _warn(report: Report, place: str, row: int, reason: str, message: str) -> None:
     report.add(place, RowProblem(row, "", reason, message), "warning")
-
-
-def _digest(example: Example) -> bytes:
-    content: list[Any] = [*example.messages] or [example.prompt, example.completion, *example.input_ids]
-    content += [example.tools, sorted(example.untrained), example.labels, example.continues]
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:

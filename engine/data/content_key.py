@@ -12,7 +12,7 @@ from engine.config.job import DataSource, JobConfig
 from engine.file_hash import sha256_of
 from engine.random_reference import RandomReference
 
-_LAYOUT = 8
+_LAYOUT = 9
 """Part of the key. Increase it if the same input gives different shards, or different counts in prepared.json."""
 _CORPUS_TOKENIZER = 1
 """Part of the key of shards with their own tokenizer. Increase it if the same rows give another tokenizer."""
@@ -27,13 +27,21 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
 
     def described(listed: Sequence[DataSource]) -> list[Any]:
         return [
-            [sha256s[one.dataset], one.weight, sorted(one.mapping.items()), one.template, one.format, one.max_samples]
+            [
+                sha256s[one.dataset],
+                one.weight,
+                sorted(one.mapping.items()),
+                one.template,
+                one.format,
+                one.max_samples,
+                one.max_tokens,
+            ]
             for one in listed
         ]
 
     trained = [config.training_data, *(phase.training_data for phase in config.phases)]
     listed = [one for sources in (*trained, config.evaluation_data) for one in sources]
-    draws = not config.evaluation_data or any(one.weight % 1 or one.max_samples is not None for one in listed)
+    draws = not config.evaluation_data or any(one.weight % 1 or one.max_samples or one.max_tokens for one in listed)
     parts = {
         "layout": _LAYOUT,
         "libraries": [importlib.metadata.version(name) for name in _LIBRARIES],
@@ -47,6 +55,7 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
         "max_length": hyper.max_length,
         "truncation": hyper.truncation,
         "loss_on": hyper.loss_on,
+        "streaming": hyper.streaming,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

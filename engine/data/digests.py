@@ -1,9 +1,13 @@
 """Finds duplicate rows and draws samples by digests: 16 bytes a row in arrays, no Python objects."""
 
 import hashlib
+import json
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
+
+from engine.data.formats import Example
 
 Digests = NDArray[numpy.bytes_]
 Rows = NDArray[numpy.int64]
@@ -12,6 +16,13 @@ Chosen = NDArray[numpy.bool_]
 """One boolean per row."""
 
 DIGEST_BYTES = 16
+
+
+def digest_of(example: Example) -> bytes:
+    """Returns the digest of what an example is trained with."""
+    content: list[Any] = [*example.messages] or [example.prompt, example.completion, *example.input_ids]
+    content += [example.tools, sorted(example.untrained), example.labels, example.continues]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def digests_of(joined: bytes | bytearray) -> Digests:
@@ -42,10 +53,15 @@ def among(digests: Digests, others: Digests) -> Chosen:
 
 def drawn(digests: Digests, count: int, seed: int, purpose: bytes = b"") -> Rows:
     """Returns the indices of `count` distinct rows, drawn by the seed; the same rows in any order of the rows."""
+    return numpy.sort(shuffled(digests, seed, purpose)[:count])
+
+
+def shuffled(digests: Digests, seed: int, purpose: bytes = b"") -> Rows:
+    """Returns the indices of the rows in an order drawn by the seed; the same rows in any order of the rows."""
     key = seed.to_bytes(8, "big") + purpose
     joined = digests.tobytes()
     lots = numpy.empty(len(digests), numpy.uint64)
     for index in range(len(digests)):
         digest = joined[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
         lots[index] = int.from_bytes(hashlib.blake2b(digest, key=key).digest()[:8], "big")
-    return numpy.sort(numpy.argsort(lots, kind="stable")[:count])
+    return numpy.argsort(lots, kind="stable")

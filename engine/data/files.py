@@ -22,7 +22,7 @@ from engine.data.rows import Row, RowProblem
 from engine.data.streams import open_rows
 from engine.data.text_files import read_text
 
-_BYTES_PER_TOKEN = 2
+BYTES_PER_TOKEN = 2
 """Almost no text has fewer bytes per token, so a piece is almost never truncated, whatever the tokenizer."""
 
 
@@ -47,7 +47,7 @@ def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
             case "tsv":
                 yield from read_csv(file, path.name, "\t")
             case "txt":
-                yield from read_text(file, max_length * _BYTES_PER_TOKEN)
+                yield from read_text(file, max_length * BYTES_PER_TOKEN)
             case _:
                 refuse_other_json(file, path.name)
                 yield from read_json_lines(file)

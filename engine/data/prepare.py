@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from engine.config.job import DataSource, JobConfig
 from engine.data.block_tokenizer import EXAMINED_ROWS
 from engine.data.blocks import BLOCK_SIZE, BlockSize
 from engine.data.content_key import content_key
+from engine.data.corpus import Corpus
 from engine.data.packing import PackCount
 from engine.data.processes import Crew
 from engine.data.row_numbers import RowNumberWriter
@@ -101,7 +102,8 @@ def prepare(
     train/, eval/ (Arrow shards with columns input_ids and labels; eval only where rows are held out), train_rows.bin
     (the source and number of each row of train/),
     eval_rows.jsonl (a JSON object per held-out row: instruction, input, expected_output, messages without the last
-    answer, that answer, tools, the rendered prompt), prepared.json (`Prepared`) and report.json (the report).
+    answer, that answer, tools, the rendered prompt), prepared.json (`Prepared`) and report.json (the report). Of a
+    streamed corpus, train/ has the beginnings of its files only, and corpus.json and held_out.bin say how to stream it.
 
     Rows are deduplicated within their phase, then split by the job's seed over all phases together, then sampled by the
     weights of their sources, then truncated to max_length. With `processes` above 1, data of `min_bytes` or more is
@@ -138,6 +140,8 @@ def prepare(
     split.warn_about_long_rows()
     split.refuse_untrainable()
     result = _result(config, tokenizer, split, packs, key)
+    if config.hyperparameters.streaming:
+        Corpus(split.estimated_tokens(), split.held_out.tobytes()).write(out)
     (out / "prepared.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     (out / "report.json").write_text(json.dumps(report.as_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
     return result
@@ -226,12 +230,33 @@ def _packs(config: JobConfig) -> list[PackCount]:
     return [PackCount(config.hyperparameters.max_length) for _ in range(len(config.phases) or 1)]
 
 
+def _streamed(config: JobConfig, split: Split) -> Statistics:
+    """Returns the counts of one epoch over a streamed corpus, estimated from the beginnings of its files: its examples
+    are sequences of max_length tokens."""
+    length = config.hyperparameters.max_length
+    tokens = zip(config.training_data, split.estimated_tokens(), strict=True)
+    sequences = max(round(sum(source.weight * counted for source, counted in tokens)) // length, 1)
+    return replace(
+        split.train,
+        num_examples=sequences,
+        num_tokens=sequences * length,
+        num_trained_tokens=sequences * length,
+        num_truncated=0,
+        max_tokens=length,
+        lengths={length: sequences},
+    )
+
+
 def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[PackCount], key: str) -> Prepared:
-    phases = zip(split.phases, packs, strict=True)
+    phases = [PreparedPhase(counted, pack.num_sequences) for counted, pack in zip(split.phases, packs, strict=True)]
+    train = split.train
+    if config.hyperparameters.streaming:
+        train = _streamed(config, split)
+        phases = [PreparedPhase(train, train.num_examples)]
     return Prepared(
         content_key=key,
-        phases=[PreparedPhase(counted, pack.num_sequences) for counted, pack in phases],
-        train=split.train,
+        phases=phases,
+        train=train,
         eval=split.eval,
         rows=split.rows,
         num_distinct=split.num_distinct,

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from engine.config.graders import grader, item_paths
 from engine.config.job import DataSource, JobConfig
 from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
 from engine.data.blocks import Block, BlockSize, read_blocks
-from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each
+from engine.data.corpus_files import Scan, check_corpus_file, not_a_corpus, scan
+from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each, shuffled
 from engine.data.formats import TURNS_CUT, Example
 from engine.data.processes import Crew, Task
-from engine.data.rows import RowProblem
+from engine.data.rows import Row, RowProblem
 from engine.data.sources import UNWRITTEN, Source
 from engine.data.statistics import RowCounts, Statistics
 from engine.data.validation import INCOMPLETE, LISTED_OF_A_KIND, Report
@@ -27,6 +29,10 @@ Progress = Callable[[str, float | None], None]
 """Callback with the phase (reading_rows, tokenising) and the fraction of it that is done, None if unknown; called while
 the work continues."""
 
+_BEGINNING_BYTES = 128 << 10
+_BEGINNINGS_BYTES = 16 << 20
+"""Bytes of all beginnings that are read of a streamed corpus together, but at least _BEGINNING_BYTES of each file."""
+_BEGINNING_BLOCK = BlockSize(num_bytes=_BEGINNING_BYTES, num_rows=32)
 _OUTLIER = 20
 """Multiple of the median length above which a row is reported."""
 
@@ -44,10 +50,29 @@ class _Part:
     """Number of examples and of rows that yield none."""
     start: int = 0
     """Index of its first example in its group."""
+    scan: Scan | None = None
+    """What reading the whole file told, if only its beginning is tokenised."""
+    num_bytes: int = 0
+    """Bytes of the text that was read."""
+    num_tokenised: int = 0
+    """Examples that were tokenised."""
+    num_tokens: int = 0
+    """Tokens of these."""
 
     @property
     def end(self) -> int:
         return self.start + sum(self.blocks)
+
+    def estimated_tokens(self) -> int:
+        """Returns the tokens of the whole file that are used in an epoch, estimated from its beginning."""
+        examples, given = sum(self.blocks), self.source.given
+        mean = self.num_tokens / max(self.num_tokenised, 1)
+        whole = self.scan.num_bytes / max(self.num_bytes, 1) if self.scan else 1.0
+        num_examples = max(examples * whole, 1)
+        if given.max_samples is not None:
+            num_examples = min(num_examples, given.max_samples)
+        tokens = max(round(mean * num_examples), 1)
+        return tokens if given.max_tokens is None else min(tokens, given.max_tokens)
 
 
 @dataclass
@@ -117,6 +142,8 @@ class Split:
             held_out: Digests = digests_of(b"")
         else:
             held_out = _held_out(distinct, config, report)
+        self.held_out = held_out
+        """Digests of the rows that are held out of the training data."""
         self.evaluates = bool(config.evaluation_data) or len(held_out) > 0
         waiting = held_out
         for group in self._training:
@@ -145,6 +172,9 @@ class Split:
                     if made.is_changed:
                         raise _changed(part)
                     done += made.num_wanted
+                    for counted in (made.train_statistics, made.eval_statistics):
+                        part.num_tokenised += counted.num_examples
+                        part.num_tokens += counted.num_tokens
                     self._take(group, made)
                     yield number, made
         self._sum_up()
@@ -164,6 +194,10 @@ class Split:
                         if 0 < group.row_uses[index] < HELD_OUT:
                             yield group.digests[index : index + 1].tobytes(), item
                         index += 1
+
+    def estimated_tokens(self) -> list[int]:
+        """Returns the tokens of each training source in an epoch, if only its beginning was read."""
+        return [part.estimated_tokens() for group in self._training for part in group.parts]
 
     def warn_about_long_rows(self) -> None:
         """Warns about rows that are far longer than the median. Call it when `tokenised` is exhausted."""
@@ -197,16 +231,25 @@ class Split:
         for source in Source.all_of(name, listed, self._config):
             part = _Part(source, self._paths[source.given.dataset], start=len(rows))
             parts.append(part)
+            self._report.name_file(source.place, part.path.name)
+            if self._config.hyperparameters.streaming and name == "training_data":
+                check_corpus_file(part.path, source.place)
+                part.scan = scan(part.path, self._alive_reading)
             for found in self._surveys(part):
                 digests += found.digests
                 rows.frombytes(found.rows)
                 part.blocks.append(len(found.rows) // rows.itemsize)
+                if part.scan and part.format not in ("", "text"):
+                    raise not_a_corpus(part.path, source.place, f"has rows of the format {part.format}")
                 has_chat |= found.has_chat
                 plain = plain or (source.place if found.has_plain else "")
         if plain and self._config.system_prompt:
             message = f"{plain} has rows of plain text, to which no system prompt can be added."
             where = Violation("spec.system_prompt", message)
             raise JobError("INVALID_CONFIG", message, "Remove system_prompt, or use a conversational format.", [where])
+            damage = part.scan.problem if part.scan else None
+            if damage and damage.row not in self._report.marked(source.place, damage.reason):
+                self._report.add(source.place, damage)
         every = digests_of(digests)
         first = first_of_each(every)
         unique = first == numpy.arange(len(first))
@@ -265,7 +308,20 @@ class Split:
         self._report.leave_out(part.source.place, num_items)
 
     def _blocks(self, part: _Part) -> Iterator[Block]:
-        return read_blocks(part.path, self._config.hyperparameters.max_length, self._block_size)
+        """Yields the blocks of a file; of one that is streamed, those at its beginning."""
+        size = _BEGINNING_BLOCK if part.scan else self._block_size
+        blocks = read_blocks(part.path, self._config.hyperparameters.max_length, size)
+        if part.scan is None:
+            yield from blocks
+            return
+        most = max(_BEGINNINGS_BYTES // len(self._config.training_data), _BEGINNING_BYTES)
+        part.num_bytes = 0
+        for block in blocks:
+            texts = (str(row.values.get("text", "")) for row in block.read if isinstance(row, Row))
+            part.num_bytes += len(block.lines) + sum(len(text.encode()) for text in texts)
+            yield block
+            if part.num_bytes >= most:
+                return
 
     def _alive_reading(self) -> None:
         self._progress("reading_rows", None)
@@ -276,6 +332,10 @@ class Split:
         held = among(group.digests, held_out) & group.unique
         for part in group.parts:
             here = slice(part.start, part.end)
+            if part.scan:
+                # The beginning is only counted; the weight applies to the whole file.
+                group.row_uses[here] = (group.unique & ~held)[here]
+                continue
             free = self._sampled(group, part, (group.unique & ~held)[here])
             weight = part.source.given.weight
             group.row_uses[here] = free * int(weight)
@@ -286,25 +346,44 @@ class Split:
         group.row_uses[held] = numpy.where(among(group.digests[held], evaluated_here), HELD_OUT, 0)
 
     def _sampled(self, group: _Group, part: _Part, free: NDArray[numpy.bool_]) -> NDArray[numpy.bool_]:
-        """Returns the free rows of a source that its max_samples leaves."""
-        most = part.source.given.max_samples
+        """Returns the free rows of a source that its max_samples and max_tokens leave."""
+        most, own = part.source.given.max_samples, numpy.flatnonzero(free)
+        if most is not None and len(own) > most:
+            chosen = drawn(group.digests[part.start + own], most, self._config.seed, b"samples")
+            free = numpy.zeros_like(free)
+            free[own[chosen]] = True
+        limit = part.source.given.max_tokens
+        return free if limit is None else self._within_tokens(group, part, free, limit)
+
+    def _within_tokens(
+        self, group: _Group, part: _Part, free: NDArray[numpy.bool_], limit: int
+    ) -> NDArray[numpy.bool_]:
+        """Returns as many of the free rows, drawn by the seed, as have at most `limit` trained tokens together; at
+        least one. Tokenises them all once more, because only their tokens tell."""
+        wanted = self._wanted_by(part, free.astype(numpy.uint8), "trained_tokens")
+        counted = [numpy.array(found, numpy.int64) for found in self._crew.map(wanted, self._alive_reading)]
         own = numpy.flatnonzero(free)
-        if most is None or len(own) <= most:
-            return free
-        chosen = drawn(group.digests[part.start + own], most, self._config.seed, b"samples")
-        sampled = numpy.zeros_like(free)
-        sampled[own[chosen]] = True
-        return sampled
+        if sum(map(len, counted)) != len(own):
+            raise _changed(part)
+        order = shuffled(group.digests[part.start + own], self._config.seed, b"tokens")
+        total = numpy.cumsum(numpy.concatenate([numpy.zeros(0, numpy.int64), *counted])[order])
+        kept = numpy.zeros_like(free)
+        kept[own[order[: max(int(numpy.searchsorted(total, limit, "right")), 1)]]] = True
+        return kept
 
     def _wanted(self, group: _Group, part: _Part, keep: bool) -> Iterator[Task]:
+        return self._wanted_by(part, group.row_uses[part.start : part.end], "tokenise", keep)
+
+    def _wanted_by(self, part: _Part, uses: NDArray[numpy.uint8], method: str, *more: Any) -> Iterator[Task]:
+        """Yields a task for each block of a source that has used examples; `uses` has one entry per example."""
         place = BlockSource(part.source.place, part.source.given, part.format)
-        start = part.start
+        start = 0
         for number, block in enumerate(self._blocks(part)):
             if number == len(part.blocks):
                 raise _changed(part)
             behind = start + part.blocks[number]
-            if (row_uses := group.row_uses[start:behind]).any():
-                yield "tokenise", place, block, row_uses.tobytes(), keep
+            if (row_uses := uses[start:behind]).any():
+                yield method, place, block, row_uses.tobytes(), *more
             start = behind
 
     def _take(self, group: _Group, made: Tokenised) -> None:
@@ -378,7 +457,9 @@ def _num_duplicates(groups: Sequence[_Group]) -> int:
     found: dict[str, list[NDArray[numpy.intp]]] = {}
     for group in groups:
         for part in group.parts:
-            read_so = part.source.given.model_copy(update={"weight": 1.0, "max_samples": None}).model_dump_json()
+            read_so = part.source.given.model_copy(
+                update={"weight": 1.0, "max_samples": None, "max_tokens": None}
+            ).model_dump_json()
             repeated = numpy.flatnonzero(~group.unique[part.start : part.end])
             found.setdefault(read_so, []).append(repeated)
     return sum(len(numpy.unique(numpy.concatenate(indices))) for indices in found.values())

@@ -32,8 +32,9 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @contextmanager
-def open_rows(path: Path, ending: str) -> Iterator["RowStream"]:
-    """Opens a file of text, decompressed and without its byte-order mark.
+def open_rows(path: Path, ending: str, start: int = 0) -> Iterator["RowStream"]:
+    """Opens a file of text, decompressed and without its byte-order mark; an uncompressed one at byte `start` behind
+    that mark.
 
     Raises JobError, here or while it is read: UNREADABLE_FILE (damaged, incomplete, or of another format than its
     name says), DECOMPRESSION_BOMB.
@@ -56,8 +57,12 @@ def open_rows(path: Path, ending: str) -> Iterator["RowStream"]:
                 if compression and magic in _PACKED:
                     raise unreadable(path.name, "is compressed twice; decompress it once")
                 raise unreadable(path.name, f"is {what}")
-        if head.startswith(UTF8_BOM):
-            stream.read(len(UTF8_BOM))
+        mark = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
+        if start:
+            packed.seek(mark + start)
+            stream = RowStream(_Bounded(packed, path.name, size, compression))
+        else:
+            stream.read(mark)
         yield stream
 
 

@@ -14,8 +14,15 @@ def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
 
     No text is lost except blank lines at the start and end of the file.
     """
+    for number, piece, continues in pieces(file, pack_bytes):
+        yield from rows_of_piece(number, piece, continues=continues)
+
+
+def pieces(file: IO[bytes], pack_bytes: int, first: int = 1) -> Iterator[tuple[int, bytes, bool]]:
+    """Yields pieces of text whose bytes are those of the file: the number of the first line, the bytes, and True if
+    more text follows. From the start of any piece, whose line is `first`, the same pieces follow."""
     limit = max(pack_bytes, _MIN_BYTES)
-    pending, first = b"", 1
+    pending = b""
     while True:
         data = file.read(limit * 4)
         pending += data
@@ -23,7 +30,7 @@ def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
             whole = len(pending) <= limit
             end = len(pending) if whole else _cut(pending, limit)
             piece, pending = pending[:end], pending[end:]
-            yield from _pack(first, piece, continues=bool(pending.strip()) or (bool(data) and not whole))
+            yield first, piece, bool(pending.strip()) or (bool(data) and not whole)
             first += piece.count(b"\n")
         if not data:
             return
@@ -44,13 +51,19 @@ def _cut(text: bytes, limit: int) -> int:
     return end
 
 
-def _pack(number: int, piece: bytes, *, continues: bool) -> Iterator[Row | RowProblem]:
+def rows_of_piece(number: int, piece: bytes, *, continues: bool) -> Iterator[Row | RowProblem]:
+    """Yields the row of a piece, or its problem; nothing for a blank piece."""
     if not piece.strip():
         return
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError as error:
         line = number + piece.count(b"\n", 0, error.start)
-        yield RowProblem(line, "text", "NOT_UTF8", f"not UTF-8: byte {piece[error.start]:#04x}; save the file as UTF-8")
+        yield not_utf8(line, piece[error.start])
         return
     yield Row(number, {"text": text}, continues)
+
+
+def not_utf8(line: int, byte: int) -> RowProblem:
+    """Returns the problem of a line with a byte that is no UTF-8."""
+    return RowProblem(line, "text", "NOT_UTF8", f"not UTF-8: byte {byte:#04x}; save the file as UTF-8")

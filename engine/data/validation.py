@@ -66,6 +66,11 @@ class Report:
         self._left_out: Counter[str] = Counter()
         self._num_refused = 0
         self._rows: dict[tuple[str, str], array[int]] = {}
+        self._files: dict[str, str] = {}
+
+    def name_file(self, source: str, filename: str) -> None:
+        """Sets the name of a source's file, which a refusal names if the job has several."""
+        self._files[source] = filename
 
     def add(self, source: str, problem: RowProblem, severity: Severity = "error") -> None:
         """Adds a problem; `source` is a field path, such as `training_data[0]`. An incomplete row is an error until
@@ -214,7 +219,7 @@ class Report:
     def _bad(self, errors: Sequence[Problem]) -> JobError:
         needed = {_advice(problem) for problem in errors}
         advice = " ".join(each for each in (_TEMPLATE_ADVICE, _MODEL_ADVICE, _ADVICE) if each in needed)
-        return JobError("BAD_DATA", self._message(errors[0]), advice, _violations(errors[:SHOWN]))
+        return JobError("BAD_DATA", self._message(errors[0]), advice, self._violations(errors[:SHOWN]))
 
     def _message(self, first: Problem) -> str:
         wrong = self.num_errors - self._num_refused
@@ -224,7 +229,17 @@ class Report:
         named = ", ".join(f"{count:,} {reason}" for reason, count in kinds.most_common() if count)
         more = f" {wrong:,} rows have errors: {named}." if wrong > 1 else ""
         end = "" if first.message.endswith((".", "?", "!")) else "."
-        return f"{first.source} row {first.row}: {first.message}{end}{more}"
+        return f"{first.source} row {first.row}{self._of_file(first)}: {first.message}{end}{more}"
+
+    def _violations(self, problems: Sequence[Problem]) -> list[Violation]:
+        return [
+            Violation(f"{p.source} row {p.row}", f"row {p.row}{self._of_file(p)}: {p.message} [{p.reason}]")
+            for p in problems
+        ]
+
+    def _of_file(self, problem: Problem) -> str:
+        """Returns the file of a problem as part of a sentence; empty if the job has only one."""
+        return f" of {self._files[problem.source]}" if len(self._files) > 1 and problem.source in self._files else ""
 
 
 def _rank(problem: Problem) -> int:
@@ -243,10 +258,6 @@ def _told(problem: Problem) -> dict[str, Any]:
     values = asdict(problem)
     del values["undecided"]
     return values
-
-
-def _violations(problems: Sequence[Problem]) -> list[Violation]:
-    return [Violation(f"{p.source} row {p.row}", f"row {p.row}: {p.message} [{p.reason}]") for p in problems]
 
 
 _ADVICE = (

@@ -395,6 +395,9 @@ def _batch(job: JobFacts) -> Iterator[Improvement]:
 
 def _padding(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
+    if hyper.streaming:
+        # Sequences of one length, whatever packing says.
+        return
     if hyper.packing:
         if not job.machine.on_gpu:
             apart = job.memory_with(packing=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.catalogue import LocalModel
 from engine.config.advice import setting
-from engine.config.job import JobConfig
+from engine.config.job import SHUFFLE_BUFFER_TOKENS, JobConfig
 from engine.config.schedule import num_warmup_steps
 from engine.config.spec_proto import config_to_spec
 from engine.config.steps import num_evaluations
@@ -33,6 +33,7 @@ from engine.plan.resolve import check_disk, resolve
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 
@@ -97,6 +98,8 @@ def resolve_and_assess(
     steps = 0
     disk = None
     if prepared is not None:
+        if resolved.config.hyperparameters.streaming:
+            _describe_stream(resolved, prepared)
         steps = job_steps(resolved.config, prepared)
         resolve_intervals(resolved, steps, _evaluation_share(resolved, architecture, target, prepared, steps))
         _choose_prompt_steps(resolved, steps / max(passes(resolved.config, prepared, steps), 1e-9))
@@ -120,6 +123,21 @@ def resolve_and_assess(
     if prepared is not None:
         facts = _facts(resolved, architecture, hardware, prepared, steps, estimate, automatic)
     return Assessment(result, facts)
+
+
+def _describe_stream(resolved: Resolved, prepared: Prepared) -> None:
+    hyper = resolved.config.hyperparameters
+    if hyper.shuffle_buffer_tokens is None:
+        buffer = max(SHUFFLE_BUFFER_TOKENS, hyper.max_length)
+        resolved.choose("hyperparameters.shuffle_buffer_tokens", buffer, "a block takes 8 bytes per token")
+    elif hyper.shuffle_buffer_tokens < hyper.max_length:
+        message = (
+            f"shuffle_buffer_tokens = {hyper.shuffle_buffer_tokens:,} is less than a sequence of max_length tokens."
+        )
+        advice = f"Set it to {hyper.max_length:,} or more, or remove it."
+        resolved.refuse("INVALID_CONFIG", "hyperparameters.shuffle_buffer_tokens", message, advice)
+    why = f"an epoch has about {prepared.train.num_tokens:,} tokens, estimated from the beginning of each file"
+    resolved.resolutions.append(Resolution(field="hyperparameters.streaming", value="true", reason=why))
 
 
 def _choose_prompt_steps(resolved: Resolved, steps_per_epoch: float) -> None:

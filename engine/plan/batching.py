@@ -46,6 +46,8 @@ def resolve_batches(
 
     `rows` is None if no row was counted; a step then has the usual rows, and rows are neither packed nor grouped.
     """
+    if resolved.config.hyperparameters.streaming and resolved.config.hyperparameters.packing is None:
+        resolved.choose(f"{_PATH}packing", True, "a streamed corpus is packed to max_length, without padding")
     if resolved.config.hyperparameters.packing is None:
         resolved.choose(f"{_PATH}packing", *_packing(resolved.config, memory, architecture, rows))
     _micro_batches(resolved, memory, rows)

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from finetuneflow.errors import InvalidArgument, Violation
 
+_ROWS = re.compile(r"\.(?:parquet|(?:jsonl|ndjson|json|csv|tsv|txt)(?:\.(?:gz|zst))?)$", re.IGNORECASE)
+"""Endings of the files that a server reads."""
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 
@@ -28,6 +30,22 @@ def utf8_path(path: Path) -> Path:
         said = f"The name {shown!r} is not UTF-8; rename the file or folder."
         raise InvalidArgument(said, reason="PATH_NOT_UTF8", violations=[Violation("path", said)]) from None
     return path
+
+
+def files_of_folder(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Returns the files of rows in a folder and the folders in it, as (relative path, file), sorted by that path; and
+    the relative paths of the files that have no ending of rows. Leaves out names that start with a dot."""
+    rows: list[tuple[str, Path]] = []
+    others: list[str] = []
+    for file in folder.rglob("*"):
+        relative = file.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts) or not file.is_file():
+            continue
+        if _ROWS.search(file.name):
+            rows.append((relative.as_posix(), file))
+        else:
+            others.append(relative.as_posix())
+    return sorted(rows), sorted(others)
 
 
 def safe_relative_path(name: str) -> PurePosixPath:

@@ -96,9 +96,10 @@ class AsyncJobs:
             base_model: Required, unless start_from names a job. A catalogue alias (`smollm2-135m`), a Hugging Face id
                 (`org/name`, optionally `@revision`), a model with random weights (`inl-small`, `random:org/name`;
                 optionally `,tokenizer=…,vocab_size=…,seed=…`), or a tuned model, which is a short form of start_from.
-            training_data: Datasets to train on: one source or a list of 1 to 32. A source is the path of a local file,
-                a dataset id (`ds_…`), a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
-                `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …, "max_samples": …}`. Required
+            training_data: Datasets to train on: one source or a list; a job has at most 256. A source is the path of a
+                local file, or of a folder, each of whose files of rows becomes a source, sorted by path; a dataset id
+                (`ds_…`); a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`); or a table `{"dataset": …,
+                "weight": …, "mapping": {…}, "template": …, "format": …, "max_samples": …, "max_tokens": …}`. Required
                 unless `phases` is set.
             evaluation_data: Datasets to evaluate on, as for training_data. Default: holdout_fraction of the training
                 rows.
@@ -283,7 +284,9 @@ class AsyncJobs:
                 # The same file is the same dataset, except in a dry run, which deletes it: no job may use that one.
                 progress = None if on_upload is None else named_progress(on_upload, path.name)
                 request_id = uuid.uuid4().hex if throwaway else ""
-                dataset = await self._datasets.upload(path, request_id=request_id, progress=progress)
+                dataset = await self._datasets.upload(
+                    path, display_name=file.display_name, request_id=request_id, progress=progress
+                )
                 ids[path] = dataset.id
             file.name(ids[path])
         return ids

@@ -268,6 +268,10 @@ class Reason(OpenEnum):
     EMPTY_DATASET = "EMPTY_DATASET"
     """The file has no rows, or its row template keeps none. Caller: use a file with rows, or correct the template."""
 
+    NOT_A_CORPUS = "NOT_A_CORPUS"
+    """A file of a job with `hyperparameters.streaming` has rows that are no running text, or a format that is not read
+    in parts. Caller: provide text (.txt) or rows with a `text` column (.jsonl), or do not stream."""
+
     UNKNOWN_COLUMN = "UNKNOWN_COLUMN"
     """`mapping` names a column that no row has. Caller: correct the mapping."""
 

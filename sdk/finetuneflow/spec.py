@@ -20,7 +20,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from finetuneflow.enums import enum_name, enum_number, nearest
 from finetuneflow.errors import InvalidArgument, Violation
-from finetuneflow.files import utf8_path
+from finetuneflow.files import files_of_folder, utf8_path
 from finetuneflow.setting_names import JOB_RULES, Translation, field_path, translate
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
 
@@ -64,6 +64,8 @@ class LocalFile:
     field: str
     """The field that takes the id of the dataset."""
     path: Path
+    display_name: str = ""
+    """Display name of the dataset; empty: the file's name."""
 
     def name(self, dataset_id: str) -> None:
         """Sets the id of the dataset."""
@@ -312,26 +314,48 @@ class _Reader:
 
     def read_sources(self, target: Any, value: Any, path: str) -> None:
         """Reads one source or a list of sources. A source is a path, a dataset id, a dataset on the hub, or a table
-        with `dataset` in it."""
+        with `dataset` in it. A folder becomes one source for each of its files."""
         sources = [value] if isinstance(value, (str, PathLike, Mapping)) else value
         if not isinstance(sources, Sequence):
             self.refuse(path, f"must be a path, a dataset id, or a list of these, not {value!r}")
             return
         for index, source in enumerate(sources):
-            self.read_source(target.add(), source, f"{path}[{index}]")
+            table = dict(source) if isinstance(source, Mapping) else {"dataset": source}
+            place, where = table.get("dataset"), f"{path}[{index}]"
+            folder = None
+            if isinstance(place, (str, PathLike)) and place and not is_dataset_id(place):
+                folder = Path(place).expanduser()
+            if folder is None or not folder.is_dir():
+                self.read_source(target.add(), table, where)
+                continue
+            for relative, file in self.rows_of_folder(folder, f"{where}.dataset"):
+                self.read_source(target.add(), {**table, "dataset": file}, where, f"{folder.resolve().name}/{relative}")
 
-    def read_source(self, message: pb.DataSource, source: Any, path: str) -> None:
-        table = dict(source) if isinstance(source, Mapping) else {"dataset": source}
+    def rows_of_folder(self, folder: Path, path: str) -> list[tuple[str, Path]]:
+        """Returns the files of a folder with their relative paths. Refuses a folder with other files or without any."""
+        files, others = files_of_folder(folder)
+        if others:
+            shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+            self.refuse(
+                path, f"{str(folder)!r} has files that are no rows: {shown}; move them, or name the files to use"
+            )
+        elif not files:
+            self.refuse(path, f"{str(folder)!r} has no files of rows")
+        return [] if others else files
+
+    def read_source(self, message: pb.DataSource, table: dict[str, Any], path: str, display_name: str = "") -> None:
         place = table.get("dataset")
         if isinstance(place, (str, PathLike)) and not is_dataset_id(place):
             # The id is unknown until the file is uploaded; until then the field stays empty.
             table["dataset"] = ""
-            self.read_file(message, "dataset", place, f"{path}.dataset")
+            self.read_file(message, "dataset", place, f"{path}.dataset", display_name)
         elif not place:
             self.refuse(f"{path}.dataset", "required: a file, a dataset id or hf://owner/name")
         self.read_message(message, table, path)
 
-    def read_file(self, message: Message, name: str, place: str | PathLike[str], path: str) -> None:
+    def read_file(
+        self, message: Message, name: str, place: str | PathLike[str], path: str, display_name: str = ""
+    ) -> None:
         if isinstance(place, str) and "://" in place:
             self.refuse(
                 path,
@@ -347,7 +371,7 @@ class _Reader:
             self.refuse(path, f"{str(file)!r} is not a file")
         else:
             try:
-                self.files.append(LocalFile(message, name, utf8_path(file)))
+                self.files.append(LocalFile(message, name, utf8_path(file), display_name[-128:]))
             except InvalidArgument as error:
                 self.refuse(path, error.message)
 

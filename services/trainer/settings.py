@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from services.settings import ServiceSettings
 
 
@@ -11,6 +13,8 @@ class TrainerSettings(ServiceSettings):
     service: ClassVar[str] = "trainer"
 
     listen: str = "127.0.0.1:7462"
+    max_dataset_bytes: int = Field(default=64 << 30, gt=0)
+    """Maximum size of a hub dataset of a streamed corpus, in bytes. FTF_MAX_DATASET_BYTES also limits uploads."""
     extensions: tuple[str, ...] = ()
     """Extensions that take part in every training, as JSON: names of entry points of installed packages, in their
     order; see `services.trainer.worker.extensions`."""

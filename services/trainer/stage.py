@@ -1,5 +1,6 @@
 """Stage 2, the supervisor's part: provides token shards, base model and the latest checkpoint to the child."""
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,19 +12,24 @@ from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from engine.config.job import JobConfig
+from engine.config.spec_proto import data_sources
 from finetuneflow.v1.event_pb2 import Event
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import (
     RETRY_SECONDS,
     base_model,
     child_command,
     child_environment,
+    dataset_files,
     job_configuration,
     newest_checkpoint,
     start_checkpoint,
     token_shards,
 )
-from services.hub_access import job_access
+from services.hub_access import HubAccess, job_access
+from services.hub_files import download, hub_of, pin
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.child_input import TrainingInput, UnusableCheckpoint
 
@@ -48,6 +54,7 @@ class TrainingStage:
         config = job_configuration(assignment.resolved_spec)
         hub = job_access(self._settings, assignment, secrets)
         data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
+        sources = await self._corpus(config, assignment, workdir, store, hub)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         start = None
         if assignment.HasField("start") and (checkpoint is None or config.start_mode == "new"):
@@ -56,6 +63,7 @@ class TrainingStage:
             config=config,
             model=await base_model(self._catalogue, assignment, hub, store, workdir),
             data_dir=data_dir,
+            sources=sources,
             out_dir=workdir / "out",
             resume=checkpoint,
             start=start,
@@ -76,6 +84,21 @@ class TrainingStage:
         # NCCL exchanges data between the GPUs of a node through shared memory.
         shared_memory = [Path("/dev/shm")] if gpus else []  # noqa: S108
         return replace(command, network="own" if required else "own_or_ephemeral", writes=shared_memory)
+
+    async def _corpus(
+        self, config: JobConfig, assignment: Assignment, workdir: Path, store: ArtifactStore, hub: HubAccess
+    ) -> dict[str, Path]:
+        """Downloads the files of a corpus that is streamed: dataset id → file; none for other jobs."""
+        if not config.hyperparameters.streaming:
+            return {}
+        named = {source.dataset for source in config.training_data}
+        sources = await dataset_files(assignment, store, workdir, named)
+        pinned = FineTuningJobSpec()
+        pinned.training_data.extend(assignment.resolved_spec.training_data)
+        datasets = hub_of(hub, self._settings.max_dataset_bytes)
+        files = await asyncio.to_thread(pin, data_sources(pinned), datasets)
+        downloaded = await asyncio.to_thread(download, datasets, files, workdir / "sources")
+        return sources | {one.file.reference: one.path for one in downloaded}
 
     def spare(self) -> SpareCommand:
         """Returns how to start a child that completes the imports of a training."""

@@ -38,6 +38,34 @@ def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: Fake
     assert job.spec["training_data"][1]["mapping"] == {"question": "q"}
 
 
+def test_each_file_of_a_folder_is_a_source_in_the_order_of_paths(
+    client: Client, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    for name in ("b/2.txt", "a.txt.gz", "b/10.txt", ".hidden/x.txt", "b/.DS_Store"):
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    client.jobs.create(base_model="m", training_data=[{"dataset": tmp_path / "corpus", "weight": 2}, "ds_1"])
+    (request,) = gateway.requests("CreateFineTuningJob")
+    *sources, last = request.spec.training_data
+    assert [gateway.uploads[source.dataset] for source in sources] == [b"a.txt.gz", b"b/10.txt", b"b/2.txt"]
+    assert [source.weight for source in sources] == [2, 2, 2]
+    assert last.dataset == "ds_1"
+
+
+@pytest.mark.parametrize(("names", "said"), [(["a.txt", "b/c.png"], "b/c.png"), ([], "no files of rows")])
+def test_folder_with_other_files_is_refused_before_any_upload(
+    client: Client, gateway: FakeGateway, tmp_path: Path, names: list[str], said: str
+) -> None:
+    (tmp_path / "corpus" / "b").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "corpus" / name).write_text("text")
+    with pytest.raises(InvalidArgument) as caught:
+        client.jobs.create(base_model="m", training_data=str(tmp_path / "corpus"))
+    assert said in dict(caught.value.violations)["spec.training_data[0].dataset"]
+    assert not gateway.uploads
+
+
 def test_returned_spec_can_be_sent_again(client: Client) -> None:
     spec = pb.FineTuningJobSpec(base_model="m", method=3, seed=7)
     spec.training_data.add(dataset="ds_1", weight=2)

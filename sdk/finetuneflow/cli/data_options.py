@@ -26,6 +26,12 @@ MaxSamples = Annotated[
         min=1, max=INT32_MAX, help="Maximum number of rows of each dataset, drawn by the seed.", show_default="all"
     ),
 ]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Maximum number of trained tokens of each dataset, drawn by the seed.", show_default="all"
+    ),
+]
 MaxLength = Annotated[
     int | None, typer.Option(max=INT32_MAX, help="Maximum number of tokens per row.", show_default="2048")
 ]
@@ -47,7 +53,11 @@ ChatTemplate = Annotated[
 
 
 def source_settings(
-    mapping: list[str] | None, template: Path | None, format_: str | None, max_samples: int | None = None
+    mapping: list[str] | None,
+    template: Path | None,
+    format_: str | None,
+    max_samples: int | None = None,
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Returns the fields of a data source that the options set."""
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
@@ -56,7 +66,13 @@ def source_settings(
             "Write ours=theirs, such as question=prompt, and each of our names once.", param_hint="--map"
         )
     text = read_text(template) if template else None
-    fields = {"mapping": pairs or None, "template": text, "format": format_, "max_samples": max_samples}
+    fields = {
+        "mapping": pairs or None,
+        "template": text,
+        "format": format_,
+        "max_samples": max_samples,
+        "max_tokens": max_tokens,
+    }
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -76,6 +92,7 @@ def sources(data: list[str], settings: Mapping[str, Any]) -> list[dict[str, Any]
     """Returns the data sources of a job, each with the fields that `source_settings` returned."""
     if settings and not data:
         raise typer.BadParameter(
-            "--map, --template, --format and --max-samples need DATA that they apply to.", param_hint="DATA"
+            "--map, --template, --format, --max-samples and --max-tokens need DATA that they apply to.",
+            param_hint="DATA",
         )
     return [{**settings, "dataset": each} for each in data]

@@ -12,6 +12,7 @@ from finetuneflow.cli.dataset_inspection import preview, stats
 from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_newest, print_rows, session, size
 from finetuneflow.errors import FineTuneFlowError
 from finetuneflow.fields import INT32_MAX
+from finetuneflow.files import files_of_folder
 from finetuneflow.resources.dataset import Dataset
 
 
@@ -35,23 +36,37 @@ _HEADERS = ["ID", "NAME", "FILE", "SIZE", "CREATED"]
 
 def upload(
     ctx: typer.Context,
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files to upload.")],
+    files: Annotated[list[Path], typer.Argument(exists=True, help="Files to upload, or folders of files.")],
     name: Annotated[str, typer.Option(help="Display name. Default: the file's name.")] = "",
     json: Json = False,
 ) -> None:
     """Upload files and print the id of each dataset."""
     here = session(ctx)
-    for number, file in enumerate(files, start=1):
+    listed = [one for each in files for one in _files_of(each)]
+    for number, (shown, file) in enumerate(listed, start=1):
         try:
-            dataset = here.client.datasets.upload(file, display_name=name)
+            dataset = here.client.datasets.upload(file, display_name=name or shown[-128:])
         except FineTuneFlowError as error:
-            if unsent := ", ".join(map(str, files[number:])):
+            if unsent := ", ".join(str(path) for _, path in listed[number:]):
                 error.advice = f"{error.advice}\nNot uploaded: {unsent}.".strip()
             raise
         if json:
             print_json(dataset.proto)
         else:
             here.console.print(f"{dataset.id}  {dataset.filename}  {size(dataset.size_bytes)}")
+
+
+def _files_of(path: Path) -> list[tuple[str, Path]]:
+    """Returns display name and path of a file, or of each file of a folder."""
+    if not path.is_dir():
+        return [("", path)]
+    found, others = files_of_folder(path)
+    if others or not found:
+        problem = (
+            f"has files that are no rows, such as {others[0]}; name the files" if others else "has no files of rows"
+        )
+        raise typer.BadParameter(f"{path} {problem}.", param_hint="FILES")
+    return [(f"{path.resolve().name}/{relative}", file) for relative, file in found]
 
 
 def upload_adapter(

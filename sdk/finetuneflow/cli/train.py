@@ -11,7 +11,7 @@ import typer
 from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import CONFIG_HELP, apply_setting, override, read_config, toml_text
 from finetuneflow.cli.console import error_console, visible_cell
-from finetuneflow.cli.data_options import Format, Map, MaxSamples, Template, source_settings, sources
+from finetuneflow.cli.data_options import Format, Map, MaxSamples, MaxTokens, Template, source_settings, sources
 from finetuneflow.cli.download import make_folder, print_downloaded
 from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.preflight_tables import show_preflight
@@ -24,7 +24,9 @@ def train(
     ctx: typer.Context,
     data: Annotated[
         list[str] | None,
-        typer.Argument(help="Datasets to train on: files, dataset ids or hf://owner/name.", show_default=False),
+        typer.Argument(
+            help="Datasets to train on: files, folders, dataset ids or hf://owner/name.", show_default=False
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe; see `ftf recipes list`.")] = None,
@@ -41,6 +43,7 @@ def train(
     template: Template = None,
     format_: Format = None,
     max_samples: MaxSamples = None,
+    max_tokens: MaxTokens = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -63,7 +66,7 @@ def train(
     values: dict[str, Any] = read_config(config) if config else {}
     rows = source_settings(mapping, template, format_)
     flags = {
-        "training_data": sources(data or [], source_settings(mapping, template, format_, max_samples)),
+        "training_data": sources(data or [], source_settings(mapping, template, format_, max_samples, max_tokens)),
         "base_model": model,
         "recipe": recipe,
         "display_name": name,

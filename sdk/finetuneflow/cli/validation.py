@@ -19,6 +19,7 @@ from finetuneflow.cli.data_options import (
     Map,
     MaxLength,
     MaxSamples,
+    MaxTokens,
     SystemPrompt,
     Template,
     TruncationSide,
@@ -49,6 +50,7 @@ def validate(
     template: Template = None,
     format_: Format = None,
     max_samples: MaxSamples = None,
+    max_tokens: MaxTokens = None,
     max_length: MaxLength = None,
     truncation: TruncationSide = None,
     system_prompt: SystemPrompt = None,
@@ -58,7 +60,7 @@ def validate(
 ) -> None:
     """Run all checks without creating a job; exit code 2 if it would be refused."""
     values: dict[str, Any] = read_config(config) if config else {}
-    rows = sources(data or [], source_settings(mapping, template, format_, max_samples))
+    rows = sources(data or [], source_settings(mapping, template, format_, max_samples, max_tokens))
     flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
     override(values, flags)
     if chat_template is not None:

@@ -145,7 +145,7 @@ class FineTuningJobSpec(_message.Message):
     def __init__(self, display_name: _Optional[str] = ..., task: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., base_model: _Optional[str] = ..., method: _Optional[_Union[TrainingMethod, str]] = ..., recipe: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., phases: _Optional[_Iterable[_Union[TrainingPhase, _Mapping]]] = ..., evaluation_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., holdout_fraction: _Optional[float] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., quantization: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., export: _Optional[_Union[ExportSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[IntegrationSpec, _Mapping]]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., max_attempts: _Optional[int] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ..., start_from: _Optional[str] = ..., start_mode: _Optional[_Union[StartMode, str]] = ...) -> None: ...
 
 class DataSource(_message.Message):
-    __slots__ = ("dataset", "weight", "mapping", "template", "format", "max_samples")
+    __slots__ = ("dataset", "weight", "mapping", "template", "format", "max_samples", "max_tokens")
     class MappingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -159,13 +159,15 @@ class DataSource(_message.Message):
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     weight: float
     mapping: _containers.ScalarMap[str, str]
     template: str
     format: str
     max_samples: int
-    def __init__(self, dataset: _Optional[str] = ..., weight: _Optional[float] = ..., mapping: _Optional[_Mapping[str, str]] = ..., template: _Optional[str] = ..., format: _Optional[str] = ..., max_samples: _Optional[int] = ...) -> None: ...
+    max_tokens: int
+    def __init__(self, dataset: _Optional[str] = ..., weight: _Optional[float] = ..., mapping: _Optional[_Mapping[str, str]] = ..., template: _Optional[str] = ..., format: _Optional[str] = ..., max_samples: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class TrainingPhase(_message.Message):
     __slots__ = ("display_name", "training_data", "num_epochs")
@@ -178,7 +180,7 @@ class TrainingPhase(_message.Message):
     def __init__(self, display_name: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., num_epochs: _Optional[float] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
-    __slots__ = ("num_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "precision", "gradient_checkpointing", "max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience", "early_stopping_threshold", "loss_on", "packing", "group_by_length", "truncation", "neftune_noise_alpha", "label_smoothing_factor", "attn_implementation", "min_learning_rate_ratio")
+    __slots__ = ("num_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "precision", "gradient_checkpointing", "max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience", "early_stopping_threshold", "loss_on", "packing", "group_by_length", "truncation", "neftune_noise_alpha", "label_smoothing_factor", "attn_implementation", "min_learning_rate_ratio", "streaming", "shuffle_buffer_tokens")
     NUM_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +210,8 @@ class Hyperparameters(_message.Message):
     LABEL_SMOOTHING_FACTOR_FIELD_NUMBER: _ClassVar[int]
     ATTN_IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
     MIN_LEARNING_RATE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    STREAMING_FIELD_NUMBER: _ClassVar[int]
+    SHUFFLE_BUFFER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_epochs: float
     max_steps: int
     learning_rate: float
@@ -237,7 +241,9 @@ class Hyperparameters(_message.Message):
     label_smoothing_factor: float
     attn_implementation: str
     min_learning_rate_ratio: float
-    def __init__(self, num_epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., per_device_train_batch_size: _Optional[int] = ..., per_device_eval_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., max_length: _Optional[int] = ..., warmup_ratio: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., lr_scheduler_type: _Optional[str] = ..., optim: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., gradient_checkpointing: bool = ..., max_grad_norm: _Optional[float] = ..., logging_steps: _Optional[int] = ..., eval_steps: _Optional[int] = ..., save_steps: _Optional[int] = ..., save_total_limit: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., early_stopping_threshold: _Optional[float] = ..., loss_on: _Optional[_Union[LossScope, str]] = ..., packing: bool = ..., group_by_length: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ..., neftune_noise_alpha: _Optional[float] = ..., label_smoothing_factor: _Optional[float] = ..., attn_implementation: _Optional[str] = ..., min_learning_rate_ratio: _Optional[float] = ...) -> None: ...
+    streaming: bool
+    shuffle_buffer_tokens: int
+    def __init__(self, num_epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., per_device_train_batch_size: _Optional[int] = ..., per_device_eval_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., max_length: _Optional[int] = ..., warmup_ratio: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., lr_scheduler_type: _Optional[str] = ..., optim: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., gradient_checkpointing: bool = ..., max_grad_norm: _Optional[float] = ..., logging_steps: _Optional[int] = ..., eval_steps: _Optional[int] = ..., save_steps: _Optional[int] = ..., save_total_limit: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., early_stopping_threshold: _Optional[float] = ..., loss_on: _Optional[_Union[LossScope, str]] = ..., packing: bool = ..., group_by_length: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ..., neftune_noise_alpha: _Optional[float] = ..., label_smoothing_factor: _Optional[float] = ..., attn_implementation: _Optional[str] = ..., min_learning_rate_ratio: _Optional[float] = ..., streaming: bool = ..., shuffle_buffer_tokens: _Optional[int] = ...) -> None: ...
 
 class LoraSpec(_message.Message):
     __slots__ = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_rslora", "use_dora", "init_lora_weights", "target_modules_pattern", "layers_to_transform", "modules_to_save", "trainable_tokens")

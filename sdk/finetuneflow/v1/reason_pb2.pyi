@@ -83,6 +83,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BAD_HEADER: _ClassVar[Reason]
     REASON_BAD_QUESTIONS: _ClassVar[Reason]
     REASON_EMPTY_DATASET: _ClassVar[Reason]
+    REASON_NOT_A_CORPUS: _ClassVar[Reason]
     REASON_UNKNOWN_COLUMN: _ClassVar[Reason]
     REASON_UNSUPPORTED_FORMAT: _ClassVar[Reason]
     REASON_BAD_DATA: _ClassVar[Reason]
@@ -386,6 +387,7 @@ REASON_DECOMPRESSION_BOMB: Reason
 REASON_BAD_HEADER: Reason
 REASON_BAD_QUESTIONS: Reason
 REASON_EMPTY_DATASET: Reason
+REASON_NOT_A_CORPUS: Reason
 REASON_UNKNOWN_COLUMN: Reason
 REASON_UNSUPPORTED_FORMAT: Reason
 REASON_BAD_DATA: Reason

@@ -13,14 +13,14 @@ class IncompleteCheckpoint(Exception):
     """The checkpoint to resume from lacks files."""
 
 
-def progress_at(folder: Path, world_size: int) -> Progress:
-    """Reads the totals of the checkpoint of `world_size` ranks to resume from.
+def progress_at(folder: Path, world_size: int, *more: str) -> Progress:
+    """Reads the totals of the checkpoint of `world_size` ranks to resume from, which has the files `more` too.
 
     Raises IncompleteCheckpoint if a file is missing: the Trainer would silently start that part (optimizer, schedule,
     random state) from the beginning.
     """
     random_states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
-    missing = [name for name in (*_STATE, *random_states) if not (folder / name).is_file()]
+    missing = [name for name in (*_STATE, *random_states, *more) if not (folder / name).is_file()]
     if missing:
         raise IncompleteCheckpoint(f"{folder.name} has no {', '.join(missing)}")
     return Progress.read(folder)

@@ -23,6 +23,8 @@ class TrainingInput(ChildInput):
     model: ModelFiles
     data_dir: Path
     """Folder with train/ and, if rows are held out, eval/, as written by `engine.data.prepare`."""
+    sources: dict[str, Path] = Field(default={})
+    """Dataset id → file of training_data, which keeps its name; empty unless the corpus is streamed."""
     resume: WholeCheckpoint | None = None
     """Checkpoint to resume from; None: start from the beginning."""
     start: WholeCheckpoint | None = None

@@ -17,6 +17,7 @@ from engine.config.job import Hyperparameters
 from engine.perplexity import perplexity
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Restored
 from services.trainer.worker.checkpoint import publish
+from services.trainer.worker.corpus_rows import CorpusRows
 from services.trainer.worker.health import Health
 from services.trainer.worker.progress import Progress, Totals, per_second
 from services.trainer.worker.ranks import Ranks
@@ -57,6 +58,8 @@ class TrainingCallback(TrainerCallback):
         self.health = Health(sink, hyper, progress)
         self._log, self._stopwatch, self._peak_tokens_per_second = log, stopwatch, peak_tokens_per_second
         self._restored = restored
+        self.corpus: CorpusRows | None = None
+        """The streamed corpus whose position is part of each checkpoint."""
         self._curriculum = curriculum
         self._phase: int | None = None
         """The curriculum phase that was emitted last."""
@@ -262,6 +265,8 @@ class TrainingCallback(TrainerCallback):
         if self._log is None:
             return control
         self._log.copy_to(self._trainer_dir / f"checkpoint-{progress.step}")
+        if self.corpus is not None:
+            self.corpus.save(self._trainer_dir / f"checkpoint-{progress.step}", progress.step)
         event = CheckpointSaved(
             step=progress.step,
             epoch=progress.epoch,

@@ -12,6 +12,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
 from engine.model.hidden_states import hidden_states
+from services.trainer.worker.corpus_rows import CorpusRows
 from services.trainer.worker.events import TrainingCallback
 from services.trainer.worker.extensions import Loss
 from services.trainer.worker.label_smoothing import LabelSmoothing
@@ -48,7 +49,7 @@ class Trainer(SFTTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Returns the library's data loader, whose order follows the epoch also where a resumed training skips rows."""
-        dataloader = super().get_train_dataloader()
+        dataloader: Any = super().get_train_dataloader()
         if self._ranks.world_size > 1:
             shard = dataloader.batch_sampler
             # accelerate does not pass the epoch on through the part that skips and the one that divides batches.
@@ -57,6 +58,8 @@ class Trainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Orders rows reproducibly for a resumed epoch. The library's shuffle is reproducible; its grouping is not."""
+        if isinstance(self.train_dataset, CorpusRows):
+            return self.train_dataset.sampler()
         grouped = self.args.train_sampling_strategy == "group_by_length"
         num_rows = self._num_rows(self.train_dataset)
         counted = lengths(self.train_dataset)[:num_rows] if grouped else None

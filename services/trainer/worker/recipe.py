@@ -4,6 +4,7 @@ import contextlib
 import math
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from services.questions import prompts
 from services.trainer.worker.checkpoint import progress_at
 from services.trainer.worker.child_input import TrainingInput
+from services.trainer.worker.corpus_rows import CORPUS_FILE, CorpusRows
 from services.trainer.worker.events import PHASES, TrainingCallback
 from services.trainer.worker.extensions import Training, extend, failures_named
 from services.trainer.worker.label_smoothing import LabelSmoothing
@@ -66,7 +68,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     phases.enter("preparing", f"with the operator's extensions: {applied}" if applied else "")
     trainer_dir = child_input.out_dir / "trainer"
     with sink.ticking():
-        train_rows, eval_rows, curriculum = _rows(child_input)
+        train_rows, eval_rows, curriculum = _rows(child_input, sink)
         peak = peak_tokens_per_second(child_input, on, train_rows)
         if ranks.world_size > 1:
             train_rows, eval_rows = with_blank(train_rows), eval_rows and with_blank(eval_rows)
@@ -107,6 +109,9 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         keep_trained_weights_float32(model)
         callback.health.guessing_loss = math.log(model.config.get_text_config().vocab_size)
         callback.health.rows = lambda *of: row_names(child_input, trainer.rows_of(*of))
+        if isinstance(train_rows, CorpusRows):
+            callback.health.rows = lambda *of: train_rows.names(trainer.rows_of(*of))
+            callback.corpus = train_rows
         trainer.weights_loaded = loads_checkpoint(config)
     if hyper.label_smoothing_factor:
         trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
@@ -136,7 +141,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             # All trained steps are in a checkpoint already.
             raise Paused
         phases.enter("training", f"{child_input.total_steps - progress.step} steps on {on}")
-        with failures_named(child_input.extensions):
+        with failures_named(child_input.extensions), _closing(train_rows):
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if callback.paused:
             raise Paused
@@ -144,12 +149,28 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     return _result(child_input, progress, callback.attempt, model, ranks)
 
 
-def _rows(child_input: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
-    """Loads training rows (packed if configured), held-out rows or None, and the curriculum if there are phases."""
-    train_rows = read_shards(child_input.data_dir / "train")
-    parts = packed(child_input, train_rows)
-    train_rows = concatenate_datasets(parts)
-    curriculum = Curriculum.of(child_input.config, [len(part) for part in parts]) if child_input.config.phases else None
+@contextlib.contextmanager
+def _closing(rows: Dataset) -> Iterator[None]:
+    """Ends the process behind streamed rows, however the block ends."""
+    try:
+        yield
+    finally:
+        if isinstance(rows, CorpusRows):
+            rows.close()
+
+
+def _rows(child_input: TrainingInput, sink: EventSink) -> tuple[Dataset, Dataset | None, Curriculum | None]:
+    """Loads training rows (streamed, or packed if configured), held-out rows or None, and the curriculum if there are
+    phases."""
+    curriculum = None
+    if child_input.config.hyperparameters.streaming:
+        train_rows: Dataset = CorpusRows(child_input, sink)
+    else:
+        train_rows = read_shards(child_input.data_dir / "train")
+        parts = packed(child_input, train_rows)
+        train_rows = concatenate_datasets(parts)
+        if child_input.config.phases:
+            curriculum = Curriculum.of(child_input.config, [len(part) for part in parts])
     if not (child_input.data_dir / "eval").is_dir():
         return train_rows, None, curriculum
     eval_rows = read_shards(child_input.data_dir / "eval")
@@ -161,7 +182,8 @@ def _rows(child_input: TrainingInput) -> tuple[Dataset, Dataset | None, Curricul
 def _restored(child_input: TrainingInput, sink: EventSink) -> tuple[Progress, Restored | None]:
     """Reads the totals to continue from. Warns of newer checkpoints that cannot be used."""
     resume, world_size = child_input.resume, child_input.config.world_size
-    progress = progress_at(resume.path, world_size) if resume else Progress()
+    more = [CORPUS_FILE] if child_input.config.hyperparameters.streaming else []
+    progress = progress_at(resume.path, world_size, *more) if resume else Progress()
     where = f"from step {progress.step}" if child_input.resume else "from the beginning"
     for checkpoint in child_input.unusable_checkpoints:
         sink.emit(

@@ -26,5 +26,7 @@ def peak_tokens_per_second(child_input: TrainingInput, on: Device, rows: Dataset
     machine = gpu_machine(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0])
     if not machine.known:
         return None
-    setup = Setup.of(config, on_gpu=True, length=max(round(fmean(lengths(rows))), 1), checkpointing=False)
+    hyper = config.hyperparameters
+    length = hyper.max_length if hyper.streaming else max(round(fmean(lengths(rows))), 1)
+    setup = Setup.of(config, on_gpu=True, length=length, checkpointing=False)
     return machine.peak_flops / flops_per_token(Architecture.of_folder(child_input.model.path), setup)

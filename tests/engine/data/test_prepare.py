@@ -123,6 +123,23 @@ def test_at_most_max_samples_are_used_of_what_the_split_left(bench: Bench) -> No
     assert (prepared.train.num_examples, prepared.eval.num_examples) == (40, 2)
 
 
+def test_at_most_max_tokens_are_trained_of_what_the_split_left(bench: Bench) -> None:
+    """A trial with a budget of tokens must hold out the same rows, and not exceed the budget."""
+    whole = bench.run(QA)
+    held_out = {tuple(row["input_ids"]) for row in bench.shard("eval")}
+    every = {tuple(row["input_ids"]) for row in bench.shard("train")}
+    budget = whole.train.num_trained_tokens // 3
+    prepared = bench.run(QA, training_data=[{"dataset": "ds_train", "max_tokens": budget}])
+    assert {tuple(row["input_ids"]) for row in bench.shard("eval")} == held_out
+    assert {tuple(row["input_ids"]) for row in bench.shard("train")} < every
+    assert 0.7 * budget < prepared.train.num_trained_tokens <= budget
+    chosen = {tuple(row["input_ids"]) for row in bench.shard("train")}
+    bench.run(QA, training_data=[{"dataset": "ds_train", "max_tokens": budget, "weight": 2}])
+    assert Counter(tuple(row["input_ids"]) for row in bench.shard("train")) == dict.fromkeys(chosen, 2)
+    assert bench.run(QA, training_data=[{"dataset": "ds_train", "max_tokens": 10**9}]).train == whole.train
+    assert bench.run(QA, training_data=[{"dataset": "ds_train", "max_tokens": 1}]).train.num_examples == 1
+
+
 def test_weights_sample_what_the_split_left(bench: Bench) -> None:
     """A dataset at 2.5 is seen two and a half times, one at 0.5 is not dropped, and nothing held out comes back."""
     files = {}

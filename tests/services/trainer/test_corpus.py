@@ -1,0 +1,130 @@
+"""A training on a streamed corpus: killed anywhere, it sees the same sequences; damage in a file is named."""
+
+import gzip
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.job import DataSource
+from engine.data.prepare import prepare
+from engine.errors import JobError
+from finetuneflow.v1.event_pb2 import Log
+from services.trainer.worker.child_input import TrainingInput
+from services.trainer.worker.recipe import train
+from tests.services.trainer.children import run
+from tests.services.trainer.parts import Recorder
+from tests.services.trainer.test_resume import assert_same_as_uninterrupted, run_with_deaths
+
+MakeInput = Callable[..., Any]
+WORDS = ["alpha", "beta", "question", "answer", "return", "path", "what", "does", "list", "order"]
+# Blocks of 16 sequences, steps of 4: deaths within a block, at the end of one, and right after a checkpoint. The corpus
+# has about 90 sequences, so that an epoch ends in the training.
+DEATHS = (
+    "checkpoint.written",
+    "training.step-7",
+    "training.step-13",
+    "checkpoint.emitted-20",
+    "training.step-27",
+)
+HYPER: dict[str, Any] = {
+    "streaming": True,
+    "packing": True,
+    "group_by_length": False,
+    "shuffle_buffer_tokens": 1024,
+    "max_length": 64,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+    "eval_steps": 12,
+    "save_steps": 4,
+    "early_stopping_patience": 0,
+}
+
+
+def text(seed: int, lines: int) -> str:
+    rng = random.Random(seed)  # noqa: S311
+    return "".join(" ".join(rng.choices(WORDS, k=8)) + ".\n" for _ in range(lines))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Seven files, two of them compressed and one with rows."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    found = {}
+    for number in range(7):
+        path = folder / f"{number}.txt"
+        path.write_text(text(number, 30 + 7 * number))
+        if number in (2, 5):
+            path = folder / f"{number}.txt.gz"
+            path.write_bytes(gzip.compress(text(number, 60).encode()))
+        elif number == 4:
+            path = folder / "4.jsonl"
+            path.write_text(
+                "".join(
+                    f'{{"text": "{text(100 + row, 3)!s}"}}\n'.replace(".\n", ". ", 2).replace('.\n"', '."')
+                    for row in range(20)
+                )
+            )
+        found[f"ds_{number}"] = path
+    return found
+
+
+@pytest.fixture
+def make_streamed(make_input: MakeInput, files: dict[str, Path], tmp_path: Path) -> MakeInput:
+    """Builds a TrainingInput that streams the files; the seventh has weight 0.5."""
+
+    def build(out: str = "out", **more: Any) -> TrainingInput:
+        built: TrainingInput = make_input(out, total_steps=30, **{**HYPER, **more})
+        data = [DataSource(dataset=name, weight=0.5 if name == "ds_6" else 1.0) for name in files]
+        config = built.config.model_copy(update={"training_data": data, "holdout_fraction": 0.05})
+        shards = tmp_path / "shards"
+        if not shards.exists():
+            prepare(config, built.model.path, files, shards, lambda *_: None)
+        return built.model_copy(update={"config": config, "data_dir": shards, "sources": files})
+
+    return build
+
+
+def test_every_position_of_a_streamed_batch_is_trained(make_streamed: MakeInput) -> None:
+    """A user who pays for a GPU would otherwise pay for padding."""
+    sink = Recorder()
+    train(make_streamed(), sink)
+    logs = sink.of(Log)
+    assert [log.num_tokens for log in logs] == [step * 4 * 64 for step in range(1, 31)]
+    assert logs[-1].epoch > 1
+
+
+@pytest.mark.long
+def test_streamed_training_killed_five_times_has_same_result_as_uninterrupted(make_streamed: MakeInput) -> None:
+    uninterrupted = run(make_streamed("straight"))
+    assert uninterrupted.status == 0, uninterrupted.stderr
+    children = run_with_deaths(make_streamed, {}, DEATHS)
+    assert_same_as_uninterrupted(children, uninterrupted)
+
+
+def test_checkpoint_without_position_is_refused(make_streamed: MakeInput) -> None:
+    """It would train on the beginning of the corpus again."""
+    killed = run(make_streamed("killed"), die_at="training.step-5")
+    assert killed.status == -signal.SIGKILL, killed.stderr
+    (checkpoint,) = killed.checkpoints.values()
+    (checkpoint / "corpus.json").unlink()
+    resumed = run(make_streamed("resumed", resume_from=checkpoint))
+    assert resumed.status != 0
+    assert "corpus.json" in resumed.stderr
+
+
+def test_row_that_cannot_be_read_ends_the_training_with_its_name(
+    make_streamed: MakeInput, files: dict[str, Path]
+) -> None:
+    child_input = make_streamed()
+    with files["ds_3"].open("ab") as file:
+        file.write(b"caf\xe9\n")
+    with pytest.raises(JobError) as caught:
+        train(child_input, Recorder())
+    assert caught.value.reason == "BAD_DATA"
+    assert "training_data[3] row 52 of 3.txt: not UTF-8: byte 0xe9" in caught.value.message
