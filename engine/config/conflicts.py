@@ -189,11 +189,6 @@ def streaming_conflicts(values: Mapping[str, Any]) -> list[Violation]:
             return []
         return [Violation(f"{path}.shuffle_buffer_tokens", "needs streaming, whose sequences it shuffles.")]
     found = []
-    resources = section if isinstance(section := values.get("resources"), Mapping) else {}
-    for name in ("gpus", "world_size"):
-        if (resources.get(name) or 0) > 1:
-            description = "of more than 1 cannot be combined with streaming yet; set it to 1, or remove streaming."
-            found.append(Violation(f"spec.resources.{name}", description))
     if values.get("phases"):
         found.append(
             Violation("spec.phases", "cannot be combined with streaming, which reads one mixture; remove one.")

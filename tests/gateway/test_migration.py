@@ -320,6 +320,7 @@ async def test_migration_merges_recipes_into_specs(database: Database, old: dict
         expected.hyperparameters.min_learning_rate_ratio = 0.0
         expected.resources.parallelism = "auto"
         expected.hyperparameters.streaming = False
+        expected.resources.parallelism = "auto"
         preset = recipe(job["spec"].get("recipe", "default")).values.get("evaluation", {})
         expected.evaluation.max_rows = preset.get("max_rows", 200)
         expected.evaluation.regression = "general"

@@ -71,7 +71,9 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         train_rows, eval_rows, curriculum = _rows(child_input, sink)
         peak = peak_tokens_per_second(child_input, on, train_rows)
         if ranks.world_size > 1:
-            train_rows, eval_rows = with_blank(train_rows), eval_rows and with_blank(eval_rows)
+            # The sequences of a corpus fill the batches of all ranks, in every epoch.
+            train_rows = train_rows if isinstance(train_rows, CorpusRows) else with_blank(train_rows)
+            eval_rows = eval_rows and with_blank(eval_rows)
     callback = TrainingCallback(
         sink,
         phases,
