@@ -17,6 +17,7 @@ from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.recipe import train
 from tests.services.trainer.children import run
 from tests.services.trainer.parts import Recorder
+from tests.services.trainer.test_ranks import run_ranks
 from tests.services.trainer.test_resume import assert_same_as_uninterrupted, run_with_deaths
 
 MakeInput = Callable[..., Any]
@@ -105,6 +106,19 @@ def test_streamed_training_killed_five_times_has_same_result_as_uninterrupted(ma
     assert uninterrupted.status == 0, uninterrupted.stderr
     children = run_with_deaths(make_streamed, {}, DEATHS)
     assert_same_as_uninterrupted(children, uninterrupted)
+
+
+@pytest.mark.long
+def test_two_processes_train_on_the_sequences_of_one(make_streamed: MakeInput, tmp_path: Path) -> None:
+    """A pretraining on several GPUs would otherwise read parts of the corpus twice, and others never."""
+    alone = Recorder()
+    train(make_streamed("alone", gradient_accumulation_steps=4, lora={"lora_dropout": 0.0}), alone)
+    ranks = make_streamed("together", lora={"lora_dropout": 0.0}, resources={"world_size": 2})
+    together = run_ranks(ranks, tmp_path)
+    assert together.status == 0, together.lines
+    found = [(log.num_tokens, log.loss) for log in together.of("log")]
+    for mine, other in zip(found, [(log.num_tokens, log.loss) for log in alone.of(Log)], strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
 
 
 def test_checkpoint_without_position_is_refused(make_streamed: MakeInput) -> None:

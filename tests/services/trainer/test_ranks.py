@@ -70,6 +70,7 @@ def run_ranks(
         inputs = [
             child_input.model.path,
             child_input.data_dir,
+            *child_input.sources.values(),
             *([child_input.resume.path] if child_input.resume else []),
         ]
         command = ChildCommand(
