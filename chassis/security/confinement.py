@@ -166,8 +166,12 @@ def _confine(confinement: Confinement) -> None:
 
 
 def _grants(files: Files) -> dict[str, int]:
-    # As long as it is open, the kernel knows /proc/self as the same file.
-    os.set_inheritable(os.open("/proc/self", os.O_PATH), True)
+    for path in _SYSTEM_FACTS:
+        # A rule is for a file as the kernel knows it. Of those in /proc, the kernel forgets the ones that nobody has open
+        # when memory is short, and later takes them for others.
+        if path.startswith("/proc/"):
+            with contextlib.suppress(OSError):
+                os.set_inheritable(os.open(path, os.O_PATH), True)
     gpus = [str(path) for path in Path("/dev").glob("nvidia*")]
     wanted = (
         (landlock.RUN, (*_SYSTEM_PROGRAMS, *files.programs)),

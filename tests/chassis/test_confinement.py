@@ -165,6 +165,35 @@ async def running(spare: Spare) -> int:
     return spare.pid
 
 
+READING = """
+from pathlib import Path
+def read():
+    names = ("meminfo", "cpuinfo", "stat", "sys/kernel/ostype", "self/stat")
+    print(len([Path("/proc", name).read_bytes() for name in names]), flush=True)
+read(); input(); read()
+"""
+FORGETTING = """
+import subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+print(child.stdout.readline(), end="")
+# The kernel then forgets all files of this /proc that nobody has open, as it does when memory is short.
+subprocess.run(["mount", "-o", "remount", "/proc"], check=True)
+print(child.communicate("go")[0], end="")
+"""
+
+
+def test_facts_about_the_machine_can_be_read_when_memory_is_short() -> None:
+    """A child reads the free memory after hours of work, which would all be lost."""
+    private = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--map-root-user"]
+    if subprocess.run([*private, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system refuses a private /proc")
+    argv = confined([sys.executable, "-c", READING], Confinement(ChildLimits(), Files.of([], [])))
+    ended = subprocess.run(
+        [*private, sys.executable, "-c", FORGETTING, *argv], capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.split() == ["5", "5"], ended.stderr
+
+
 CONNECTING = """
 import socket, sys
 for port in map(int, sys.argv[1:]):
