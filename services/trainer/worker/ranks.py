@@ -12,6 +12,8 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from engine.model.load import Device
 from services.trainer.worker.launch import RANK, RENDEZVOUS
 
+_START_TIMEOUT: Final = timedelta(minutes=10)
+"""Time that all ranks have to complete their imports."""
 _TIMEOUT: Final = timedelta(hours=2)
 """Time after which a rank gives up waiting for another one. Its supervisor ends a training that hangs much sooner."""
 
@@ -32,7 +34,10 @@ class Ranks:
         if on == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # Without the file, by the addresses in the environment, which torchrun and Ray set.
-        store = FileStore(os.environ[RENDEZVOUS], world_size) if RENDEZVOUS in os.environ else None
+        store = None
+        if RENDEZVOUS in os.environ:
+            store = FileStore(os.environ[RENDEZVOUS], world_size)
+            store.set_timeout(_START_TIMEOUT)
         distributed.init_process_group(
             "nccl" if on == "cuda" else "gloo", store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
         )

@@ -118,6 +118,9 @@ def ranks_of(child: Child) -> list[psutil.Process]:
         pytest.param({"phases": [(24, 1.5), (16, 3.0)]}, marks=pytest.mark.long),
         pytest.param({"method": "full", "gradient_checkpointing": True}, marks=pytest.mark.long),
         pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.long),
+        pytest.param(
+            {"method": "qlora", "optim": "adamw_torch", "gradient_checkpointing": True}, marks=pytest.mark.long
+        ),
     ],
     ids=lambda case: "-".join(case) or "shuffled",
 )
