@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from engine.config.conflicts import CONVERTED_TYPES as CONVERTED_TYPES
 from engine.config.conflicts import (
+    DIVIDES_OPTIMIZER,
     adapter_conflicts,
     exclusive_fields,
     export_conflicts,
@@ -339,7 +340,7 @@ class Resources(Section):
     @property
     def divides_optimizer(self) -> bool:
         """True if each process has a share of the optimizer's states only (DeepSpeed ZeRO)."""
-        return self.parallelism in ("zero2", "zero2_offload")
+        return self.parallelism in DIVIDES_OPTIMIZER
 
 
 SecretUse = Literal["hub_token", "hub_write_token"]

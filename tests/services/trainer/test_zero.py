@@ -2,16 +2,20 @@
 
 import importlib.util
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from chassis.child.child_process import Child
+from engine.data.shards import read_shards
+from engine.data.spans import IGNORED
+from engine.model.adapter import load_adapter
+from engine.model.load import load_base
 from finetuneflow.v1.event_pb2 import Eval, Event, Log
 from services.trainer.worker.recipe import train
 from tests.services.trainer.parts import Recorder
@@ -97,7 +101,35 @@ def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
     for log in [*killed.of("log"), *resumed.of("log")]:
         assert (log.loss, log.grad_norm, log.learning_rate) == before[log.step], log.step
     assert {log.step for log in resumed.of("log")} == set(range(newest + 1, 9))
-    assert {file.name for file in resumed.checkpoints[8].iterdir()} == CHECKPOINT
-    for file in CHECKPOINT - {"trainer_state.json", "checkpoint.json", "training_log.jsonl"}:
+    states = ["optimizer_0.pt", "optimizer_1.pt"]
+    for file in ("adapter_model.safetensors", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", *states):
         assert (resumed.checkpoints[8] / file).read_bytes() == (straight.checkpoints[8] / file).read_bytes(), file
-    assert_evaluated_alike(make_input, resumed)
+
+
+def test_a_checkpoint_is_an_adapter_with_the_states_beside_it(
+    make_input: MakeInput, tmp_path: Path, tiny_model: Path, data_dir: Path
+) -> None:
+    """Evaluations and exports read the same files as after any other training, and the store gets no weights twice."""
+    ended = run_ranks(make_input("ended", **COMMON | two("zero2")), tmp_path)
+
+    checkpoint = ended.checkpoints[8]
+    weights = (checkpoint / "adapter_model.safetensors").stat().st_size
+    states = [(checkpoint / f"optimizer_{rank}.pt").stat().st_size for rank in (0, 1)]
+    # Two averages of each weight, half of them in each file.
+    assert states == pytest.approx([weights, weights], rel=0.1)
+    assert sorted(path.name for path in checkpoint.glob("*.pt")) == ["optimizer_0.pt", "optimizer_1.pt", "scheduler.pt"]
+    assert [path.name for path in checkpoint.iterdir() if path.is_dir()] == []
+    model = load_adapter(load_base(tiny_model, dtype=torch.float32, on="cpu"), checkpoint)
+    assert held_out_loss(model, data_dir) == pytest.approx(ended.of("eval")[-1].eval_loss, rel=1e-4)
+
+
+def held_out_loss(model: Any, data_dir: Path) -> float:
+    """The mean over the trained tokens of the held-out rows."""
+    nll, count = 0.0, 0
+    for row in read_shards(data_dir / "eval"):
+        labels = torch.tensor(row["labels"][1:])
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        nll += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+        count += int((labels != IGNORED).sum())
+    return nll / count
