@@ -216,7 +216,10 @@ def test_every_name_of_a_deepspeed_file_is_accounted_for(ftf: Ftf, tmp_path: Pat
         "gradient_clipping": 0.5,
         "bf16": {"enabled": True},
         "fp16": {"enabled": False, "loss_scale_window": 1000},
-        "optimizer": {"type": "AdamW", "params": {"lr": 3e-5, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": "auto"}},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": 3e-5, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": "auto"},
+        },
         "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 10, "warmup_type": "linear"}},
         "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 5e8, "novel": 1},
         "steps_per_print": 10,
@@ -249,10 +252,16 @@ def test_every_name_of_a_deepspeed_file_is_accounted_for(ftf: Ftf, tmp_path: Pat
     ("given", "field"),
     [
         ({"zero_optimization": {"stage": 3}}, "zero_optimization"),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "zero_optimization.offload_optimizer"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer",
+        ),
         ({"optimizer": {"type": "OneBitAdam"}}, "optimizer"),
         ({"scheduler": {"type": "WarmupLR", "params": {}}}, "scheduler"),
-        ({"train_batch_size": 10, "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1}, "train_batch_size"),
+        (
+            {"train_batch_size": 10, "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1},
+            "train_batch_size",
+        ),
         ({"gradient_clipping": "auto"}, "gradient_clipping"),
     ],
 )  # fmt: skip

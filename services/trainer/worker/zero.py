@@ -46,9 +46,7 @@ class ZeroTrainer(Trainer):
     states. DeepSpeed's own ones would contain the trained weights once more, and pickles that it loads unchecked.
     """
 
-    def __init__(
-        self, *arguments: Any, wrapper: type[Any], computes_in: torch.dtype | None, **options: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, wrapper: type[Any], computes_in: torch.dtype | None, **options: Any) -> None:
         """`wrapper`: what `import_deepspeed` returned; `computes_in`: number format of the computation, None: that of
         the weights."""
         self.wrapper, self._computes_in = wrapper, computes_in
@@ -68,7 +66,19 @@ class ZeroTrainer(Trainer):
             file = Path(resume_from_checkpoint) / optimizer_file(self._ranks.rank)
             self._states.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # type: ignore[no-untyped-call]
+        self._report_updates()
         return prepared
+
+    def _report_updates(self) -> None:
+        """Tells the callback when the last backward pass of a step is done: DeepSpeed updates the weights right after
+        it, within `training_step`."""
+        update = self.model_wrapped.step
+
+        def step(*arguments: Any, **options: Any) -> None:
+            self._callback.backward_done()
+            update(*arguments, **options)
+
+        self.model_wrapped.step = step
 
     @property
     def _states(self) -> torch.optim.Optimizer:

@@ -79,6 +79,7 @@ def test_divided_states_train_like_one_process(
     assert_close(weights[0], weights[1], rtol=10 * tolerance, atol=tolerance)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("parallelism", "rank"), [("zero2", 1), ("zero2_offload", 0)])
 def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
     make_input: MakeInput, tmp_path: Path, parallelism: str, rank: int

@@ -1,4 +1,4 @@
-"""DeepSpeed: its configuration file, as in `deepspeed train.py --deepspeed_config FILE` and transformers' `deepspeed`."""
+"""DeepSpeed: its configuration file, as `deepspeed --deepspeed_config FILE` and `deepspeed` of transformers take it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ _STAGE_3 = (
 )
 _OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "sgd": "sgd"}
 _SCHEDULERS = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+_FREE = frozenset(
+    {
+        "allgather_partitions",
+        "allgather_bucket_size",
+        "overlap_comm",
+        "reduce_scatter",
+        "reduce_bucket_size",
+        "contiguous_gradients",
+        "round_robin_gradients",
+        "use_multi_rank_bucket_allreduce",
+        "cpu_offload_use_pin_memory",
+        "sub_group_size",
+        "ignore_unused_parameters",
+        "elastic_checkpoint",
+        "load_from_fp32_weights",
+        "memory_efficient_linear",
+    }
+)
+"""Names of `zero_optimization` that change speed or memory only."""
 _MICRO, _ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
@@ -54,12 +73,7 @@ def _batches(given: Mapping[str, Any]) -> Outcome:
 
 def _zero(given: Mapping[str, Any]) -> Outcome:
     """Translates the stage, and where the state of the optimizer is."""
-    free = (
-        *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter", "reduce_bucket_size"),
-        *("contiguous_gradients", "round_robin_gradients", "use_multi_rank_bucket_allreduce", "cpu_offload_use_pin_memory"),
-        *("sub_group_size", "ignore_unused_parameters", "elastic_checkpoint", "load_from_fp32_weights", "memory_efficient_linear"),
-    )  # fmt: skip
-    section, lost = _section(given, ("stage", "offload_optimizer", "cpu_offload", *free))
+    section, lost = _section(given, ("stage", "offload_optimizer", "cpu_offload", *_FREE))
     stage, offload = section.get("stage", 0), section.get("offload_optimizer") or {}
     if stage == 3:
         raise NoCounterpart(_STAGE_3)
@@ -76,7 +90,7 @@ def _zero(given: Mapping[str, Any]) -> Outcome:
         lost |= {f".offload_optimizer.{name}": "not known here" for name in offload if name not in placed}
     shared = "ddp" if stage == 0 else "zero2_offload" if device == "cpu" else "zero2"
     notes = ["zero2 divides the gradients as well, with the same results"] if stage == 1 else []
-    notes += [f"{', '.join(chosen)}: {_SERVER}"] if (chosen := [name for name in section if name in free]) else []
+    notes += [f"{', '.join(chosen)}: {_SERVER}"] if (chosen := [name for name in section if name in _FREE]) else []
     return Outcome({"resources.parallelism": shared}, "; ".join(notes), lost)
 
 
@@ -173,7 +187,14 @@ DEEPSPEED = Program(
     "deepspeed",
     "DeepSpeed",
     frozenset(
-        {"zero_optimization", "train_batch_size", _MICRO, "gradient_clipping", "steps_per_print", "wall_clock_breakdown"}
+        {
+            "zero_optimization",
+            "train_batch_size",
+            _MICRO,
+            "gradient_clipping",
+            "steps_per_print",
+            "wall_clock_breakdown",
+        }
     ),
     table(
         Rule(
