@@ -61,7 +61,7 @@ class ZeroTrainer(Trainer):
             self._load_from_checkpoint(resume_from_checkpoint)
         if self._computes_in is not None:
             _compute_in(self.model, self._computes_in, self.args.device.type)
-        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
+        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             file = Path(resume_from_checkpoint) / optimizer_file(self._ranks.rank)
             self._states.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -72,32 +72,39 @@ class ZeroTrainer(Trainer):
     def _report_updates(self) -> None:
         """Tells the callback when the last backward pass of a step is done: DeepSpeed updates the weights right after
         it, within `training_step`."""
-        update = self.model_wrapped.step
+        update = self._engine.step
 
         def step(*arguments: Any, **options: Any) -> None:
             self._callback.backward_done()
             update(*arguments, **options)
 
-        self.model_wrapped.step = step
+        self._engine.step = step
+
+    @property
+    def _engine(self) -> Any:
+        """The model as DeepSpeed has wrapped it."""
+        return self.model_wrapped
 
     @property
     def _states(self) -> torch.optim.Optimizer:
         """The optimizer of this rank's share of the weights."""
-        optimizer: torch.optim.Optimizer = self.model_wrapped.optimizer.optimizer
+        optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model from the first rank. The library would copy all weights on every rank."""
         if self.args.should_save:
-            adapters = hasattr(self.model, "peft_config")
-            self._save(output_dir, state_dict=None if adapters else _in_main_memory(self.model.state_dict()))
+            model: Any = self.model
+            adapters = hasattr(model, "peft_config")
+            self._save(output_dir, state_dict=None if adapters else _in_main_memory(model.state_dict()))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self._states.state_dict(), folder / optimizer_file(self._ranks.rank))
         if self._ranks.first:
-            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+            schedule: Any = self.lr_scheduler
+            torch.save(schedule.state_dict(), folder / SCHEDULER_FILE)
 
 
 def _compute_in(model: Any, dtype: torch.dtype, on: str) -> None:

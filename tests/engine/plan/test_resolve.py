@@ -84,7 +84,7 @@ def test_a_divided_optimizer_decides_precision_and_optimizer() -> None:
     hardware.gpus.append(hardware.gpus[0])
     with pytest.raises(JobError) as missing:
         resolved(hardware, resources=resources)
-    assert missing.value.reason == "MISSING_PACKAGE" and "deepspeed" in missing.value.message
+    assert missing.value.reason == "PARALLELISM_UNAVAILABLE" and "deepspeed" in missing.value.message
     hardware.packages["deepspeed"] = "0.19.8"
     chosen = resolved(hardware, resources=resources, method="qlora").config.hyperparameters
     assert (chosen.precision, chosen.optim) == ("fp32", "adamw_torch")
