@@ -61,11 +61,11 @@ class ZeroTrainer(Trainer):
             self._load_from_checkpoint(resume_from_checkpoint)
         if self._computes_in is not None:
             _compute_in(self.model, self._computes_in, self.args.device.type)
-        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
+        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
         if resume_from_checkpoint is not None:
             file = Path(resume_from_checkpoint) / optimizer_file(self._ranks.rank)
             self._states.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)  # type: ignore[no-untyped-call]
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
         self._report_updates()
         return prepared
 
