@@ -4,12 +4,10 @@ DeepSpeed is an optional package.
 """
 
 import os
-import resource
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import MethodType
 from typing import Any
 
-import psutil
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 
@@ -24,19 +22,12 @@ def import_deepspeed(on: str) -> type[Any]:
     """
     # Without it, DeepSpeed guesses by what is installed.
     os.environ["DS_ACCELERATOR"] = on
-    if on == "cpu":
-        # It asks for the memory of this process, in a folder of /proc that confinement hides from a rank.
-        psutil.Process.memory_info = _memory
     import deepspeed
 
     # It would be compiled at the start of every training, for sums on a CPU that gloo computes as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine: type[Any] = deepspeed.DeepSpeedEngine
     return engine
-
-
-def _memory(_: psutil.Process) -> SimpleNamespace:
-    return SimpleNamespace(rss=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 class ZeroTrainer(Trainer):

@@ -125,6 +125,12 @@ def test_a_checkpoint_is_an_adapter_with_the_states_beside_it(
     assert held_out_loss(model, data_dir) == pytest.approx(ended.of("eval")[-1].eval_loss, rel=1e-4)
 
 
+def test_other_trainings_run_where_deepspeed_is_installed(make_input: MakeInput, tmp_path: Path) -> None:
+    """accelerate imports it then, whether it is used or not."""
+    ended = run_ranks(make_input("ended", **COMMON | two("ddp") | {"total_steps": 2}), tmp_path)
+    assert ended.of("stage_completed"), (ended.of("stage_failed"), ended.lines)
+
+
 def held_out_loss(model: Any, data_dir: Path) -> float:
     """The mean over the trained tokens of the held-out rows."""
     nll, count = 0.0, 0
