@@ -193,7 +193,8 @@ $(WANDB_DIR)/.installed: | $(VENV)/bin/python
 $(DEEPSPEED_DIR)/.installed: | $(INSTALLED)
 	@echo "Installing deepspeed $(DEEPSPEED) into $(DEEPSPEED_DIR): downloads about 4 MB, takes 25 MB of disk."
 	@DS_BUILD_OPS=0 $(PIP) install --quiet --no-deps --no-build-isolation --target $(DEEPSPEED_DIR) \
-		deepspeed==$(DEEPSPEED) einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 py-cpuinfo==9.0.0 && touch $@
+		-c constraints.txt deepspeed==$(DEEPSPEED) einops hjson msgpack py-cpuinfo && touch $@ || \
+		{ rm -rf $(DEEPSPEED_DIR); echo "It cannot be installed; tests of trainings with it are skipped."; }
 
 # llama.cpp's library, for tests of the files that it makes; engine/config/job.py names the package to operators.
 $(LIBLLAMA_DIR)/.installed:
