@@ -15,6 +15,7 @@ UV           := 0.13.9
 CYCLONEDX    := 7.5.0
 MLFLOW       := 3.17.2
 WANDB        := 0.31.0
+DEEPSPEED    := 0.19.8
 LIBLLAMA     := 3.22.1
 XLLAMACPP    := 2026.10.11549
 
@@ -25,6 +26,7 @@ UV_DIR    := .tools/uv-$(UV)
 SBOM_TOOL := .tools/cyclonedx-$(CYCLONEDX)
 MLFLOW_DIR := .tools/mlflow-$(MLFLOW)
 WANDB_DIR := .tools/wandb-$(WANDB)
+DEEPSPEED_DIR := .tools/deepspeed-$(DEEPSPEED)
 LIBLLAMA_DIR := .tools/libllama-$(LIBLLAMA)
 XLLAMACPP_DIR := .tools/xllamacpp-$(XLLAMACPP)
 LOCKS     := deploy/requirements
@@ -48,7 +50,8 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 test: $(INSTALLED) ## run the tests, except the long ones
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile --durations 20
 
-TOOLS_OF_TESTS := $(MLFLOW_DIR)/.installed $(WANDB_DIR)/.installed $(LIBLLAMA_DIR)/.installed $(XLLAMACPP_DIR)/.installed
+TOOLS_OF_TESTS := $(MLFLOW_DIR)/.installed $(WANDB_DIR)/.installed $(DEEPSPEED_DIR)/.installed \
+	$(LIBLLAMA_DIR)/.installed $(XLLAMACPP_DIR)/.installed
 
 test-long: $(INSTALLED) $(TOOLS_OF_TESTS) ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
@@ -184,6 +187,14 @@ $(WANDB_DIR)/.installed: | $(VENV)/bin/python
 	@$(BIN)/python -m venv $(WANDB_DIR)
 	@$(WANDB_DIR)/bin/python -m pip --disable-pip-version-check install --quiet wandb==$(WANDB)
 	@touch $@
+
+# The library, for tests of trainings with it; beside ours, because setup is quicker without it. It is built from source,
+# by the torch that is installed; its extensions would be compiled on first use, and none is used.
+$(DEEPSPEED_DIR)/.installed: | $(INSTALLED)
+	@echo "Installing deepspeed $(DEEPSPEED) into $(DEEPSPEED_DIR): downloads about 4 MB, takes 25 MB of disk."
+	@DS_BUILD_OPS=0 $(PIP) install --quiet --no-deps --no-build-isolation --target $(DEEPSPEED_DIR) \
+		-c constraints.txt deepspeed==$(DEEPSPEED) einops hjson msgpack py-cpuinfo && touch $@ || \
+		{ rm -rf $(DEEPSPEED_DIR); echo "It cannot be installed; tests of trainings with it are skipped."; }
 
 # llama.cpp's library, for tests of the files that it makes; engine/config/job.py names the package to operators.
 $(LIBLLAMA_DIR)/.installed:

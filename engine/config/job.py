@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from engine.config.conflicts import CONVERTED_TYPES as CONVERTED_TYPES
 from engine.config.conflicts import (
+    DIVIDES_OPTIMIZER,
     adapter_conflicts,
     exclusive_fields,
     export_conflicts,
@@ -322,7 +323,7 @@ class Export(Section):
 
 Parallelism = Literal["auto", "ddp", "zero2", "zero2_offload", "fsdp"]
 """How the processes of a training share it; the contract of ResourceSpec.parallelism says what each means."""
-RUNNABLE_PARALLELISM: Final[tuple[Parallelism, ...]] = ("ddp",)
+RUNNABLE_PARALLELISM: Final[tuple[Parallelism, ...]] = ("ddp", "zero2", "zero2_offload")
 """Those that trainers of this version can run."""
 
 
@@ -335,6 +336,11 @@ class Resources(Section):
     world_size: int | None = Field(default=None, ge=1, le=64)
     """Number of processes that train together, each on its own device. None: `gpus`, or 1 on a CPU."""
     parallelism: Parallelism = "auto"
+
+    @property
+    def divides_optimizer(self) -> bool:
+        """True if each process has a share of the optimizer's states only (DeepSpeed ZeRO)."""
+        return self.parallelism in DIVIDES_OPTIMIZER
 
 
 SecretUse = Literal["hub_token", "hub_write_token"]
@@ -483,7 +489,7 @@ def unsupported(config: JobConfig) -> list[Violation]:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
     if (shared := config.resources.parallelism) not in ("auto", *RUNNABLE_PARALLELISM):
-        refuse("resources.parallelism", f"{shared} is not available yet; use ddp or auto.")
+        refuse("resources.parallelism", f"{shared} is not available yet; use zero2, ddp or auto.")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from engine.config.deepspeed import deepspeed_arguments
 from engine.config.job import JobConfig, chosen
 from engine.config.schedule import num_warmup_steps, scheduler_arguments, scheduler_name
 
@@ -17,6 +18,7 @@ def sft_arguments(
     hyper = config.hyperparameters
     if "auto" in (config.method, hyper.precision, hyper.optim):
         raise ValueError("the configuration has automatic values; preflight must resolve them first")
+    zero = deepspeed_arguments(config, device=device)
     return {
         "output_dir": output_dir,
         "num_train_epochs": hyper.num_epochs,
@@ -32,9 +34,11 @@ def sft_arguments(
         "lr_scheduler_type": scheduler_name(hyper),
         "lr_scheduler_kwargs": scheduler_arguments(hyper),
         "optim": hyper.optim,
-        "bf16": hyper.precision == "bf16",
-        "fp16": hyper.precision == "fp16",
+        # With DeepSpeed, they would give the trained weights 16 bits; the trainer's child sees to the precision itself.
+        "bf16": hyper.precision == "bf16" and zero is None,
+        "fp16": hyper.precision == "fp16" and zero is None,
         "use_cpu": device == "cpu",
+        "deepspeed": zero,
         "activation_checkpointing": chosen(hyper.gradient_checkpointing),
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "neftune_noise_alpha": hyper.neftune_noise_alpha,

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from engine.config.conflicts import DIVISIBLE_OPTIMIZERS
+from engine.config.deepspeed import BUCKET_ELEMENTS
 from engine.config.job import RUNNABLE_PARALLELISM, JobConfig
 
 Parallelism = Literal["ddp", "zero2", "fsdp", "zero2_offload", "zero3", "zero3_offload"]
@@ -16,12 +18,6 @@ Parallelism = Literal["ddp", "zero2", "fsdp", "zero2_offload", "zero3", "zero3_o
 ORDER: Final[tuple[Parallelism, ...]] = ("ddp", "zero2", "fsdp", "zero2_offload")
 """The order in which an automatic choice tries them: docs/estimates.md has the reasons."""
 
-BUCKET_ELEMENTS: Final = 20_000_000
-"""Values of a bucket of DeepSpeed (`reduce_bucket_size`, `allgather_bucket_size`). Its default of 5e8 allocates 2 GB in
-16 bits, twice the memory of most adapters' training; 40 MB are large enough to use the connection fully."""
-_OPTIMIZERS: Final = ("auto", "adamw_torch", "adamw_torch_fused", "sgd")
-"""Optimizers whose states can be divided: others compute with rows and columns of whole tensors, or with blocks of
-8-bit values."""
 # Buffers that NCCL allocates in each process for its channels: 4 MiB each (NCCL_BUFFSIZE), for up to 32 channels in two
 # directions. Gloo has none worth counting.
 _NCCL_BYTES: Final = 256 * 2**20
@@ -105,22 +101,24 @@ def _fsdp(whole: Whole, world_size: int) -> Share:
 
 
 def _zero(whole: Whole, parallelism: Parallelism, world_size: int, stepping: bool) -> Share:
-    """Trained parameters have the format of the computation, and each process has a float32 copy of its part of them.
+    """Each process has a float32 copy of its part of the trained parameters.
 
-    Without offloading, a process converts the gradients of its part to float32 for the step.
+    With stage 2 these are float32 here; with stage 3 they would have the format of the computation, as in DeepSpeed.
+    Without offloading, a process copies the gradients of its part into one float32 tensor for the step.
     """
     stage3, offload = parallelism.startswith("zero3"), parallelism.endswith("offload")
-    weights = whole.weights * whole.value // 4 if whole.trains_base else whole.weights
-    adapters = whole.adapters * whole.value // 4
+    value = whole.value if stage3 else 4
+    weights = whole.weights * value // 4 if whole.trains_base else whole.weights
+    adapters = whole.adapters * value // 4
     states = whole.optimizer + 4 * whole.trained
-    gradients = _part(whole.gradients * whole.value // 4, world_size)
+    gradients = _part(whole.gradients * value // 4, world_size)
     if stepping:
-        gradients = _part((whole.value + 4) * whole.trained, world_size)
+        gradients = _part((value + 4) * whole.trained, world_size)
     host = 0
     if offload:
         # Gradients leave the device bucket by bucket. In main memory: states, float32 gradients, and a copy of the
-        # parameters in the format of the computation.
-        host = states + (4 + whole.value) * whole.trained
+        # parameters in their format.
+        host = states + (4 + value) * whole.trained
         states = gradients = 0
     gathered = 0
     if stage3:
@@ -128,8 +126,8 @@ def _zero(whole: Whole, parallelism: Parallelism, world_size: int, stepping: boo
         if offload:
             host += weights
         weights, adapters = (0, 0) if offload else (_part(weights, world_size), _part(adapters, world_size))
-    # Two, so that one is filled while the other is sent (`overlap_comm`).
-    buckets = 2 * BUCKET_ELEMENTS * whole.value
+    # Of stage 3 two, so that one is filled while the other is sent (`overlap_comm`).
+    buckets = (2 if stage3 else 1) * BUCKET_ELEMENTS * value
     return Share(weights, adapters, gradients, _part(states, world_size), gathered, buckets, host)
 
 
@@ -160,23 +158,26 @@ def exchange_seconds(
     if parallelism == "ddp":
         # A ring sends everything twice. Only the last micro-batch of a step does.
         return 2 * part * 4 * trained / bandwidth
-    reduced = whole.value * trained * micro_batches
+    value = 4 if parallelism.startswith("zero2") else whole.value
+    reduced = value * trained * micro_batches
     if parallelism == "fsdp" or parallelism.startswith("zero3"):
         parameters = whole.value * (whole.blocks * whole.block + whole.ends)
         seconds = part * (2 * parameters * micro_batches + reduced) / bandwidth
     else:
-        seconds = part * (reduced + whole.value * trained) / bandwidth
+        seconds = part * (reduced + value * trained) / bandwidth
     if parallelism.endswith("offload"):
-        seconds += (reduced + whole.value * trained) / world_size / bandwidth
+        seconds += (reduced + value * trained) / world_size / bandwidth
         seconds += _ADAMW_TRAFFIC * trained / _HOST_BANDWIDTH
     return seconds
 
 
-def obstacle(parallelism: Parallelism, *, method: str, optimizer: str, on_gpu: bool, deepspeed: bool) -> str:
+def obstacle(
+    parallelism: Parallelism, *, method: str, precision: str, optimizer: str, on_gpu: bool, deepspeed: bool
+) -> str:
     """Returns why a training cannot be divided in this way, as a clause; empty if it can."""
     if parallelism == "ddp":
         return ""
-    if optimizer not in _OPTIMIZERS:
+    if optimizer not in ("auto", *DIVISIBLE_OPTIMIZERS):
         return f"the states of {optimizer} cannot be divided; adamw_torch's can"
     if parallelism == "fsdp":
         if not on_gpu:
@@ -186,13 +187,12 @@ def obstacle(parallelism: Parallelism, *, method: str, optimizer: str, on_gpu: b
         return ""
     if not deepspeed:
         return "the package deepspeed is not installed on this node"
+    if precision == "fp16":
+        return "DeepSpeed would clip gradients by a norm that includes fp16's loss scale"
     if parallelism.startswith("zero3") and method == "qlora":
         return "ZeRO-3 does not divide quantized weights"
-    if parallelism.endswith("offload"):
-        if not on_gpu:
-            return "on a CPU the states are in main memory already"
-        if optimizer == "sgd":
-            return "DeepSpeed updates offloaded states with AdamW only"
+    if parallelism.endswith("offload") and not on_gpu:
+        return "on a CPU the states are in main memory already"
     return ""
 
 
@@ -204,12 +204,12 @@ def eligible(config: JobConfig, method: str, *, on_gpu: bool, deepspeed: bool) -
         return [asked]
     if config.world_size == 1:
         return ["ddp"]
-    optimizer = config.hyperparameters.optim
+    hyper = config.hyperparameters
+    given = {"method": method, "precision": hyper.precision, "optimizer": hyper.optim}
     return [
         way
         for way in ORDER
-        if way in RUNNABLE_PARALLELISM
-        and not obstacle(way, method=method, optimizer=optimizer, on_gpu=on_gpu, deepspeed=deepspeed)
+        if way in RUNNABLE_PARALLELISM and not obstacle(way, **given, on_gpu=on_gpu, deepspeed=deepspeed)
     ]
 
 

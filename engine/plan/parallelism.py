@@ -63,5 +63,6 @@ def _smallest(config: JobConfig) -> dict[str, Any]:
 
 
 def _obstacle(way: Parallelism, config: JobConfig, memory: FreeMemory) -> str:
-    optimizer = config.hyperparameters.optim
-    return obstacle(way, method=config.method, optimizer=optimizer, on_gpu=memory.on_gpu, deepspeed=memory.deepspeed)
+    hyper = config.hyperparameters
+    given = {"method": config.method, "precision": hyper.precision, "optimizer": hyper.optim}
+    return obstacle(way, **given, on_gpu=memory.on_gpu, deepspeed=memory.deepspeed)

@@ -105,6 +105,22 @@ adam_beta2: 0.95
 push_to_hub: false
 """
 
+DEEPSPEED = """
+{
+  "train_batch_size": 16,
+  "gradient_accumulation_steps": 4,
+  "fp16": {
+    "enabled": true
+  },
+  "zero_optimization": {
+    "stage": 2,
+    "offload_optimizer": {
+      "device": "cpu"
+    }
+  }
+}
+"""
+
 
 def imported(ftf: Ftf, path: Path, text: str, *arguments: object) -> dict[str, Any]:
     path.write_text(text)
@@ -178,6 +194,80 @@ def test_trl_file_is_a_job(ftf: Ftf, tmp_path: Path) -> None:
     assert (hyper["loss_on"], hyper["max_length"], values["holdout_fraction"]) == ("response", 512, 0.0)
     assert (hyper["learning_rate"], hyper["lr_scheduler_type"]) == (2e-5, "linear")
     assert lost(found).keys() == {"dataset_name", "save_strategy", "report_to", "adam_beta2"}
+
+
+def test_deepspeed_file_is_a_part_of_a_job(ftf: Ftf, tmp_path: Path) -> None:
+    """Its rows of a step depend on the number of GPUs, which it does not name, and fp16 would be refused."""
+    found = imported(ftf, tmp_path / "ds_config.json", DEEPSPEED)
+    assert (found["program"], found["config"]["resources"]) == ("deepspeed", {"parallelism": "zero2_offload"})
+    assert found["config"]["hyperparameters"] == {"gradient_accumulation_steps": 4, "max_grad_norm": 0.0}
+    reasons = lost(found)
+    assert reasons.keys() == {"train_batch_size", "fp16"}
+    assert "product is 16" in reasons["train_batch_size"] and "bf16" in reasons["fp16"]
+    assert found["differences"] == []
+
+
+def test_every_name_of_a_deepspeed_file_is_accounted_for(ftf: Ftf, tmp_path: Path) -> None:
+    """A section that has vanished may have been the reason why a training fitted or converged."""
+    given = {
+        "train_batch_size": 64,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 8,
+        "gradient_clipping": 0.5,
+        "bf16": {"enabled": True},
+        "fp16": {"enabled": False, "loss_scale_window": 1000},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": 3e-5, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": "auto"},
+        },
+        "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 10, "warmup_type": "linear"}},
+        "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 5e8, "novel": 1},
+        "steps_per_print": 10,
+        "aio": {"block_size": 1},
+        "flops_profiler": {"enabled": False},
+        "novel_section": {},
+    }  # fmt: skip
+    found = imported(ftf, tmp_path / "ds_config.json", json.dumps(given), "--from", "deepspeed")
+    assert found["config"]["resources"] == {"gpus": 4, "parallelism": "zero2"}
+    assert found["config"]["hyperparameters"] == {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 8,
+        "max_grad_norm": 0.5,
+        "precision": "bf16",
+        "optim": "adamw_torch",
+        "learning_rate": 3e-5,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 10,
+    }
+    assert lost(found).keys() == {
+        "optimizer.params.betas", "optimizer.params.weight_decay", "zero_optimization.novel", "aio", "novel_section",
+    }  # fmt: skip
+    named = {path for each in found["translations"] for path in each["given"]} | lost(found).keys()
+    assert {path.partition(".")[0] for path in named} == given.keys()
+    (zero,) = (each for each in found["translations"] if "zero_optimization" in each["given"])
+    assert "overlap_comm, reduce_bucket_size: chosen by the server" in zero["note"]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer",
+        ),
+        ({"optimizer": {"type": "OneBitAdam"}}, "optimizer"),
+        ({"scheduler": {"type": "WarmupLR", "params": {}}}, "scheduler"),
+        (
+            {"train_batch_size": 10, "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1},
+            "train_batch_size",
+        ),
+        ({"gradient_clipping": "auto"}, "gradient_clipping"),
+    ],
+)  # fmt: skip
+def test_what_deepspeed_does_otherwise_is_listed(ftf: Ftf, tmp_path: Path, given: dict[str, Any], field: str) -> None:
+    found = imported(ftf, tmp_path / "ds_config.json", json.dumps(given), "--from", "deepspeed")
+    assert lost(found)[field]
 
 
 @pytest.mark.parametrize("text", [AXOLOTL, LLAMA_FACTORY, TRL])
@@ -323,7 +413,7 @@ def test_default_does_not_replace_a_value_without_counterpart(
     assert path not in imported(ftf, tmp_path / "config.yaml", text, "--from", name)["defaults"]
 
 
-@pytest.mark.parametrize("name", _PROGRAMS)
+@pytest.mark.parametrize("name", ["axolotl", "llama-factory", "trl"])
 def test_rows_are_neither_packed_nor_grouped_unless_the_file_says_so(ftf: Ftf, tmp_path: Path, name: str) -> None:
     hyper = imported(ftf, tmp_path / "config.yaml", "seed: 1", "--from", name)["config"]["hyperparameters"]
     assert hyper["packing"] is hyper["group_by_length"] is False
@@ -396,7 +486,7 @@ def test_defaults_of_every_program_are_valid(name: str) -> None:
     for path, value in _PROGRAMS[name].defaults.items():
         section, _, last = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[last] = value
-    assert job.job_config(spec_to_dict(draft_spec(values).spec)).method == values["method"]
+    assert job.job_config(spec_to_dict(draft_spec(values).spec)).method == values.get("method", "auto")
 
 
 ODD: list[Any] = [

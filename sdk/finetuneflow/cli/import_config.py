@@ -15,6 +15,7 @@ import typer
 from finetuneflow.cli.config import read_table, toml_text
 from finetuneflow.cli.console import visible
 from finetuneflow.cli.foreign.axolotl import AXOLOTL
+from finetuneflow.cli.foreign.deepspeed import DEEPSPEED
 from finetuneflow.cli.foreign.llama_factory import LLAMA_FACTORY
 from finetuneflow.cli.foreign.program import Program
 from finetuneflow.cli.foreign.trl import TRL
@@ -29,13 +30,14 @@ _LAST_STEP = (
     "takes the last step"
 )
 # TRL first: it is recognized by having no names of the others.
-_PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY)}
+_PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY, DEEPSPEED)}
 
 
 class _Name(StrEnum):
     TRL = "trl"
     AXOLOTL = "axolotl"
     LLAMA_FACTORY = "llama-factory"
+    DEEPSPEED = "deepspeed"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def import_config(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert a configuration of Axolotl, LLaMA-Factory or TRL to a job file for `ftf train --config`.
+    """Convert a configuration of Axolotl, LLaMA-Factory, TRL or DeepSpeed to a job file for `ftf train --config`.
 
     Every name in the file is translated, implied, or listed as without counterpart with the reason.
     """
@@ -129,7 +131,9 @@ def read_foreign(table: Mapping[str, Any], program: Program, file: Path) -> Impo
         section, _, name = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value
     unset = [name for name, value in table.items() if value is None and name not in lost]
-    differences = [] if table.get(_BEST) is not None else [_LAST_STEP.format(program.title)]
+    # A program without that setting does not train by itself.
+    last = table.get(_BEST) is None and _BEST in known
+    differences = [_LAST_STEP.format(program.title)] if last else []
     return Imported(program, values, translated.translations, defaults, lost, unset, differences)
 
 

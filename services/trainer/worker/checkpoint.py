@@ -6,21 +6,29 @@ from typing import Final
 from chassis.failpoints import failpoint
 from services.trainer.worker.progress import CHECKPOINT_FILE, Progress
 
-_STATE: Final = (CHECKPOINT_FILE, "trainer_state.json", "optimizer.pt", "scheduler.pt")
+SCHEDULER_FILE: Final = "scheduler.pt"
+_STATE: Final = (CHECKPOINT_FILE, "trainer_state.json", SCHEDULER_FILE)
 
 
 class IncompleteCheckpoint(Exception):
     """The checkpoint to resume from lacks files."""
 
 
-def progress_at(folder: Path, world_size: int, *more: str) -> Progress:
+def optimizer_file(rank: int) -> str:
+    """Returns the name of the file with a rank's share of the optimizer's states, if they are divided."""
+    return f"optimizer_{rank}.pt"
+
+
+def progress_at(folder: Path, world_size: int, *more: str, divided: bool = False) -> Progress:
     """Reads the totals of the checkpoint of `world_size` ranks to resume from, which has the files `more` too.
+    `divided`: the optimizer's states are divided among the ranks.
 
     Raises IncompleteCheckpoint if a file is missing: the Trainer would silently start that part (optimizer, schedule,
     random state) from the beginning.
     """
     random_states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
-    missing = [name for name in (*_STATE, *random_states, *more) if not (folder / name).is_file()]
+    optimizer = [optimizer_file(rank) for rank in range(world_size)] if divided else ["optimizer.pt"]
+    missing = [name for name in (*_STATE, *optimizer, *random_states, *more) if not (folder / name).is_file()]
     if missing:
         raise IncompleteCheckpoint(f"{folder.name} has no {', '.join(missing)}")
     return Progress.read(folder)

@@ -25,6 +25,8 @@ _NOTHING: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
 class Trainer(SFTTrainer):
     """An `SFTTrainer` that scores trained positions only, weighs held-out tokens equally, and counts trained tokens."""
 
+    wrapper: type[Any] = DistributedDataParallel
+    """What wraps the model of several ranks, which share gradients through it."""
     compact_on_cpu = True
     """Passes only trained positions through the head, as TRL does on a GPU. Without it, sums have TRL's very bits."""
 
@@ -139,7 +141,7 @@ class Trainer(SFTTrainer):
 
     def training_step(self, model: Any, *arguments: Any) -> torch.Tensor:
         """Runs the forward and backward pass of a micro-batch, and tells the callback after it has."""
-        if self._ranks.world_size > 1 and not isinstance(model, DistributedDataParallel):
+        if self._ranks.world_size > 1 and not isinstance(model, self.wrapper):
             # Each rank would train a model of its own.
             raise RuntimeError(f"the model is a {type(model).__name__}, which shares no gradients")
         loss: torch.Tensor = super().training_step(model, *arguments)  # type: ignore[no-untyped-call]

@@ -1,10 +1,13 @@
 """The processes of a training that compute together."""
 
 import os
+import resource
 from collections.abc import Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, Final, Self
 
+import psutil
 import torch
 from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
@@ -31,6 +34,9 @@ class Ranks:
         if world_size == 1:
             return cls()
         rank = int(os.environ[RANK])
+        # Where DeepSpeed is installed, accelerate imports it. On a CPU it asks for the memory of its process, in a
+        # folder of /proc that confinement hides from a rank.
+        psutil.Process.memory_info = _memory
         if on == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # Without the file, by the addresses in the environment, which torchrun and Ray set.
@@ -68,3 +74,7 @@ class Ranks:
     def wait_for_all(self) -> None:
         """Waits until every rank has called it."""
         self.totals([0.0])
+
+
+def _memory(_: psutil.Process) -> SimpleNamespace:
+    return SimpleNamespace(rss=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -4,7 +4,8 @@ import contextlib
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink, Paused
 from engine.config.advice import setting
 from engine.config.curriculum import Curriculum
+from engine.config.job import JobConfig
 from engine.config.trl_arguments import sft_arguments
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ from services.trainer.worker.samples import SampleCallback
 from services.trainer.worker.stopwatch import Stopwatch
 from services.trainer.worker.training_log import TrainingLog
 from services.trainer.worker.utilisation import peak_tokens_per_second
+from services.trainer.worker.zero import ZeroTrainer, import_deepspeed
 
 
 def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
@@ -97,7 +100,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             # Every trained weight takes part in every pass.
             "ddp_find_unused_parameters": False,
         }
-        trainer = Trainer(
+        trainer = _trainer(config, on)(
             callback,
             curriculum,
             ranks,
@@ -151,6 +154,14 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     return _result(child_input, progress, callback.attempt, model, ranks)
 
 
+def _trainer(config: JobConfig, on: load.Device) -> Callable[..., Trainer]:
+    """Returns what makes the Trainer for the way in which the ranks share the training."""
+    if not config.resources.divides_optimizer:
+        return Trainer
+    computes_in = torch.bfloat16 if config.hyperparameters.precision == "bf16" else None
+    return partial(ZeroTrainer, wrapper=import_deepspeed(on), computes_in=computes_in)
+
+
 @contextlib.contextmanager
 def _closing(rows: Dataset) -> Iterator[None]:
     """Ends the process behind streamed rows, however the block ends."""
@@ -185,7 +196,8 @@ def _restored(child_input: TrainingInput, sink: EventSink) -> tuple[Progress, Re
     """Reads the totals to continue from. Warns of newer checkpoints that cannot be used."""
     resume, world_size = child_input.resume, child_input.config.world_size
     more = [CORPUS_FILE] if child_input.config.hyperparameters.streaming else []
-    progress = progress_at(resume.path, world_size, *more) if resume else Progress()
+    divided = child_input.config.resources.divides_optimizer
+    progress = progress_at(resume.path, world_size, *more, divided=divided) if resume else Progress()
     where = f"from step {progress.step}" if child_input.resume else "from the beginning"
     for checkpoint in child_input.unusable_checkpoints:
         sink.emit(

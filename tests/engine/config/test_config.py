@@ -277,6 +277,16 @@ def test_devices_and_processes_that_exclude_each_other_are_refused(resources: di
     assert set(refused({**MINIMAL, "resources": resources})) == {f"spec.resources.{field}"}
 
 
+@pytest.mark.parametrize(
+    "hyper", [{"optim": "adafactor"}, {"optim": "paged_adamw_8bit"}, {"precision": "fp16"}], ids=str
+)
+def test_what_deepspeed_would_compute_otherwise_is_refused(hyper: dict[str, Any]) -> None:
+    """The job would train another model than on one device, and say nothing."""
+    spec = {**MINIMAL, "resources": {"gpus": 2, "parallelism": "zero2"}, "hyperparameters": hyper}
+    assert set(refused(spec)) == {f"spec.hyperparameters.{name}" for name in hyper}
+    assert job_config({**spec, "resources": {"gpus": 2, "parallelism": "ddp"}})
+
+
 def test_a_secret_is_named_for_a_known_use_only() -> None:
     """A misspelled use would leave the job without its token, and fail it hours later."""
     assert job_config({**MINIMAL, "secrets": {"hub_token": "my-hub"}}).secrets == {"hub_token": "my-hub"}

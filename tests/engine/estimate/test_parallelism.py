@@ -35,12 +35,12 @@ BUCKETS = 2 * 2 * BUCKET_ELEMENTS
         # Everything, and a copy of the gradients.
         (FULL, "ddp", Share(4000, 0, 4000, 8000, buffers=4000)),
         (LORA, "ddp", Share(2000, 320, 320, 640, buffers=320)),
-        # 2 bytes a weight; of 2 + (4 + 8) bytes of gradients, float32 weights and moments a quarter: 2Ψ + 14Ψ/4.
-        (FULL, "zero2", Share(2000, 0, 500, 3000, buffers=BUCKETS)),
-        (LORA, "zero2", Share(2000, 160, 40, 240, buffers=BUCKETS)),
-        # In main memory: 8 bytes of moments, 4 of weights, 4 of gradients, 2 of copies.
-        (FULL, "zero2_offload", Share(2000, 0, 0, 0, buffers=BUCKETS, host=18_000)),
-        (LORA, "zero2_offload", Share(2000, 160, 0, 0, buffers=BUCKETS, host=18 * 80)),
+        # 4 bytes a weight; of 4 + (4 + 8) bytes of gradients, a copy of the weights and moments a quarter: 4Ψ + 16Ψ/4.
+        (FULL, "zero2", Share(4000, 0, 1000, 3000, buffers=BUCKETS)),
+        (LORA, "zero2", Share(2000, 320, 80, 240, buffers=BUCKETS)),
+        # In main memory: 8 bytes of moments, 4 of weights, 4 of gradients, 4 of copies.
+        (FULL, "zero2_offload", Share(4000, 0, 0, 0, buffers=BUCKETS, host=20_000)),
+        (LORA, "zero2_offload", Share(2000, 320, 0, 0, buffers=BUCKETS, host=20 * 80)),
         # A quarter of everything; in 16 bits two blocks and both ends, and as many gradients.
         (FULL, "fsdp", Share(1000, 0, 1000, 2000, gathered=2 * 400, buffers=2 * 400)),
         (LORA, "fsdp", Share(500, 80, 80, 160, gathered=2 * (400 + 20), buffers=2 * 20)),
@@ -53,11 +53,11 @@ def test_shares_of_four_processes(whole: Whole, parallelism: Parallelism, expect
     assert share(whole, parallelism, 4) == expected
 
 
-def test_zero_converts_its_part_of_the_gradients_for_the_step() -> None:
-    """2 bytes as they were summed, and 4 for AdamW: the 18 bytes a parameter of DeepSpeed's own estimate."""
+def test_zero_copies_its_part_of_the_gradients_for_the_step() -> None:
+    """4 bytes as they were summed, and 4 for AdamW in one tensor."""
     stepping = share(FULL, "zero2", 4, stepping=True)
-    assert stepping.gradients == (2 + 4) * 1000 / 4
-    assert stepping.gradients + stepping.optimizer == (18 * 1000) / 4
+    assert stepping.gradients == (4 + 4) * 1000 / 4
+    assert stepping.gradients + stepping.optimizer == (20 * 1000) / 4
 
 
 def test_one_process_holds_the_whole() -> None:
@@ -110,9 +110,15 @@ def test_adapters_with_ddp_exchange_little() -> None:
 def test_what_cannot_be_divided_says_why() -> None:
     """A training that fails in its first step, or silently trains in another way, costs more than a refusal."""
 
-    def why(parallelism: Parallelism, method: str = "lora", optimizer: str = "auto", **machine: bool) -> str:
+    def why(
+        parallelism: Parallelism,
+        method: str = "lora",
+        optimizer: str = "auto",
+        precision: str = "bf16",
+        **machine: bool,
+    ) -> str:
         given = {"on_gpu": True, "deepspeed": True, **machine}
-        return obstacle(parallelism, method=method, optimizer=optimizer, **given)
+        return obstacle(parallelism, method=method, precision=precision, optimizer=optimizer, **given)
 
     assert why("ddp", "qlora", "paged_adamw_8bit", on_gpu=False, deepspeed=False) == ""
     assert why("zero2", "qlora") == why("fsdp") == why("zero2_offload", "full") == why("zero2", on_gpu=False) == ""
@@ -120,4 +126,5 @@ def test_what_cannot_be_divided_says_why() -> None:
     assert "GPU" in why("fsdp", on_gpu=False)
     assert "deepspeed" in why("zero2", deepspeed=False)
     assert "adafactor" in why("zero2", optimizer="adafactor")
+    assert "loss scale" in why("zero2", precision="fp16")
     assert "main memory" in why("zero2_offload", on_gpu=False)

@@ -76,6 +76,20 @@ def test_gpus_decide_precision_and_method() -> None:
     assert "LoRA does not fit" in next(r.reason for r in small.resolutions if r.field == "method")
 
 
+def test_a_divided_optimizer_decides_precision_and_optimizer() -> None:
+    """DeepSpeed would clip by a wrong norm with fp16, and cannot divide 8-bit states; both are what preflight chooses
+    for one GPU."""
+    resources = {"world_size": 2, "parallelism": "zero2"}
+    hardware = machine(gpu=16, capability="7.5")
+    hardware.gpus.append(hardware.gpus[0])
+    with pytest.raises(JobError) as missing:
+        resolved(hardware, resources=resources)
+    assert missing.value.reason == "PARALLELISM_UNAVAILABLE" and "deepspeed" in missing.value.message
+    hardware.packages["deepspeed"] = "0.19.8"
+    chosen = resolved(hardware, resources=resources, method="qlora").config.hyperparameters
+    assert (chosen.precision, chosen.optim) == ("fp32", "adamw_torch")
+
+
 def test_recomputation_is_turned_on_when_memory_is_short() -> None:
     plenty = resolved(machine(gib=24), longest=512, hyperparameters={"per_device_train_batch_size": 8})
     short = resolved(machine(gib=16), longest=512, hyperparameters={"per_device_train_batch_size": 8})

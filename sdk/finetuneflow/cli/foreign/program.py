@@ -137,7 +137,8 @@ def listed(path: str, *names: str) -> list[Rule]:
 
 TRACKERS = "name trackers in `integrations`: wandb with a secret, mlflow with an address, or tensorboard"
 PUSH = "a push needs a secret of yours, so name it yourself: export.hub.repo_id and secrets.hub_write_token"
-SEVERAL_DEVICES = "training on several devices is not available yet"
+SEVERAL_DEVICES = "several devices of a node train together with resources.gpus and resources.parallelism"
+_DEEPSPEED_FILE = "convert that file itself, with `ftf import-config FILE --from deepspeed`, and add what it sets"
 OWN_LOADING = "loading of data is managed by the server and does not change the trained model"
 NO_SETTING = "no setting of a job does this"
 _KERNEL = "there is no switch for it; it changes speed or memory, not what is trained"
@@ -213,10 +214,11 @@ SHARED: Rules = table(
         "trackio_space_id",
         off=["none", ["none"]],
     ),
-    without(SEVERAL_DEVICES, "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "ddp_backend", "tensor_parallel_size"),
+    without(_DEEPSPEED_FILE, "deepspeed"),
+    without(SEVERAL_DEVICES, "fsdp", "fsdp_config", "fsdp_version", "ddp_backend", "tensor_parallel_size"),
     without(SEVERAL_DEVICES, "context_parallel_size", "sequence_parallel_degree", "ddp_find_unused_parameters"),
     without(SEVERAL_DEVICES, "parallelism_config"),
-    any_value("one device is used", "ddp_timeout", "local_rank", "ddp_bucket_cap_mb"),
+    any_value("the processes are started by the server", "ddp_timeout", "local_rank", "ddp_bucket_cap_mb"),
     without(_KERNEL, "torch_compile", "use_liger_kernel", "tf32", "activation_offloading", "auto_find_batch_size"),
     without(_KERNEL, "torch_empty_cache_steps", "padding_free", "low_cpu_mem_usage"),
     without("a checkpoint can always be resumed", "save_only_model"),
