@@ -67,8 +67,8 @@ class Driver:
             try:
                 ray.init(given.address, log_to_driver=False, logging_level="WARNING")
             except ConnectionError as error:
-                message = f"The Ray cluster at {given.address} does not answer: {_first_line(error)}"
-                raise SystemFailure("MACHINE_FAILED", message, f"Ask the operator for it. {_RETRIED}") from error
+                silent = f"The Ray cluster at {given.address} does not answer: {_first_line(error)}"
+                raise SystemFailure("MACHINE_FAILED", silent, f"Ask the operator about it. {_RETRIED}") from error
             # On this node, so that nothing is lost with another one.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             options = {"num_cpus": 0, "scheduling_strategy": here}
