@@ -18,6 +18,7 @@ WANDB        := 0.31.0
 DEEPSPEED    := 0.19.8
 LIBLLAMA     := 3.22.1
 XLLAMACPP    := 2026.10.11549
+RAY          := 2.60.0
 
 INSTALLED := $(VENV)/.installed
 PROTOC    := .tools/protoc-$(GRPCIO_TOOLS)
@@ -29,6 +30,7 @@ WANDB_DIR := .tools/wandb-$(WANDB)
 DEEPSPEED_DIR := .tools/deepspeed-$(DEEPSPEED)
 LIBLLAMA_DIR := .tools/libllama-$(LIBLLAMA)
 XLLAMACPP_DIR := .tools/xllamacpp-$(XLLAMACPP)
+RAY_DIR   := .tools/ray-$(RAY)
 LOCKS     := deploy/requirements
 
 export PYTHONUNBUFFERED := 1
@@ -51,7 +53,7 @@ test: $(INSTALLED) ## run the tests, except the long ones
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile --durations 20
 
 TOOLS_OF_TESTS := $(MLFLOW_DIR)/.installed $(WANDB_DIR)/.installed $(DEEPSPEED_DIR)/.installed \
-	$(LIBLLAMA_DIR)/.installed $(XLLAMACPP_DIR)/.installed
+	$(LIBLLAMA_DIR)/.installed $(XLLAMACPP_DIR)/.installed $(RAY_DIR)/.installed
 
 test-long: $(INSTALLED) $(TOOLS_OF_TESTS) ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
@@ -213,6 +215,12 @@ $(XLLAMACPP_DIR)/.installed: | $(VENV)/bin/python
 	@echo "Installing xllamacpp $(XLLAMACPP) into $(XLLAMACPP_DIR): downloads about 35 MB."
 	@$(PIP) install --quiet --no-deps --only-binary :all: --target $(XLLAMACPP_DIR) xllamacpp==$(XLLAMACPP) && touch $@ || \
 		{ rm -rf $(XLLAMACPP_DIR); echo "It cannot be installed; tests that run llama.cpp's server are skipped."; }
+
+# The extra `ray`, for tests of trainings on a cluster; its other packages are ours too.
+$(RAY_DIR)/.installed: | $(VENV)/bin/python
+	@echo "Installing ray $(RAY) into $(RAY_DIR): downloads about 80 MB, takes 240 MB of disk."
+	@$(PIP) install --quiet --no-deps --only-binary :all: --target $(RAY_DIR) -c constraints.txt ray==$(RAY) msgpack && \
+		touch $@ || { rm -rf $(RAY_DIR); echo "It cannot be installed; tests of trainings on a cluster are skipped."; }
 
 $(BUF_DIR)/.installed:
 	@if command -v npm >/dev/null; then \

@@ -23,6 +23,7 @@ from chassis.server.grpc_server import Mount, serve
 from chassis.server.peer_identity import PeerInterceptor
 from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
+from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
 from services.settings import ServiceSettings
 
@@ -34,11 +35,18 @@ _ANNOUNCED_SECONDS: Final = 5.0
 """Time after which a process is healthy although no gateway knows of it."""
 
 
-def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> NoReturn:
+def run(
+    settings: ServiceSettings,
+    stage: Stage,
+    mount: Callable[[StageWorker], Sequence[Mount]],
+    measure: Callable[[], Hardware] | None = None,
+) -> NoReturn:
     """Serves and works until SIGTERM or SIGINT, then drains; a second signal kills running children.
 
     Exits with status 1 if the port is taken or if pulling work fails: its process manager starts it again. Exits with
     status 1 as well if children must be confined and this kernel cannot do it.
+
+    `measure` returns the hardware of the node, by default that of this machine; it runs in a thread.
     """
     if settings.identity is None and not settings.insecure:
         prefix = f"FTF_{settings.service.upper()}"
@@ -61,7 +69,7 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
     serve_gauges(settings.metrics)
     status = 0
     try:
-        asyncio.Runner().run(_serve(settings, stage, mount))
+        asyncio.Runner().run(_serve(settings, stage, mount, measure or _this_machine(settings)))
     except Exception:  # noqa: BLE001 - it ends the process
         traceback.print_exc()
         status = 1
@@ -72,7 +80,16 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
     os._exit(status)
 
 
-async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> None:
+def _this_machine(settings: ServiceSettings) -> Callable[[], Hardware]:
+    return lambda: read_hardware(settings.node_id, settings.home)
+
+
+async def _serve(
+    settings: ServiceSettings,
+    stage: Stage,
+    mount: Callable[[StageWorker], Sequence[Mount]],
+    measure: Callable[[], Hardware],
+) -> None:
     stop, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
@@ -84,7 +101,7 @@ async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[Stage
     tls = identity.client_context() if identity else None
     bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id, inbox=inbox, tls=tls)
     worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings, TimeLimits())
-    worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
+    worker.hardware = await asyncio.to_thread(measure)
     # The port comes first: a second process on it must end before it takes work.
     if identity is None:
         server = await serve(*mount(worker), listen=settings.listen, serving=False)
@@ -123,7 +140,7 @@ async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[Stage
     async def refresh_hardware() -> None:
         while True:
             await asyncio.sleep(_HARDWARE_SECONDS)
-            worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
+            worker.hardware = await asyncio.to_thread(measure)
 
     tasks = (report_serving, announce_drain, kill_on_second_signal, refresh_hardware)
     beside = [asyncio.create_task(each()) for each in tasks]

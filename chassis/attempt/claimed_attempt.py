@@ -117,8 +117,9 @@ class Delivering(Protocol):
 class Sparing(Protocol):
     """A stage whose children have slow imports, which they can complete before they have an input."""
 
-    def spare(self) -> SpareCommand:
-        """Returns how to start a child that waits for its input; it should match what `prepare` usually returns."""
+    def spare(self) -> SpareCommand | None:
+        """Returns how to start a child that waits for its input; it should match what `prepare` usually returns. None
+        if none of its children can wait."""
         ...
 
 
@@ -379,13 +380,14 @@ class Attempt:
         uploading = self._uploading = asyncio.create_task(self._upload(child, uploads, queue))
         watching = asyncio.create_task(self._watch(child))
         usage = Usage(child.pid, {**command.env, **command.late_env})
-        sampling = asyncio.create_task(self._sample(usage))
+        sampling = None if command.driver else asyncio.create_task(self._sample(usage))
         try:
             await self._read(child, queue)
             watching.cancel()
             status = await child.wait()
-            await _cancelled(sampling)
-            await self._tell_usage(usage)
+            if sampling:
+                await _cancelled(sampling)
+                await self._tell_usage(usage)
             if self._release == "CANCELLED":
                 return event_pb2.StageReleased(reason="CANCELLED")
             await asyncio.wait({uploading})
@@ -399,7 +401,7 @@ class Attempt:
                 return self._unexplained_exit(child, command, status)
             return await self._completed(self._ending, child, uploads)
         finally:
-            for task in (uploading, watching, sampling):
+            for task in filter(None, (uploading, watching, sampling)):
                 await _cancelled(task)
 
     async def _read(self, child: Child, queue: asyncio.Queue[event_pb2.Event | None]) -> None:

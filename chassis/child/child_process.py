@@ -29,7 +29,7 @@ MAX_FRAME_BYTES: Final = 1024 * 1024
 """Far above the limit of an event, so that an event that is too large can be told from a broken pipe."""
 WORKDIR: Final = "FTF_WORKDIR"
 """Environment variable that marks a child, and every process it starts, as belonging to an attempt."""
-_LAST_LINES = 40
+LAST_LINES: Final = 40
 _LAST_BYTES = 8 * 1024
 _PIPE_BYTES = 1024 * 1024
 LINGER_SECONDS: Final = 5.0
@@ -87,6 +87,9 @@ class ChildCommand:
     """True if it cannot use a warm spare, because it needs what that has not imported."""
     network: Network = "none"
     """Whether processes that it starts reach each other over TCP; such a child starts cold."""
+    driver: bool = False
+    """True for a program that only starts the work, on other machines, and runs neither users' data nor models: it is
+    not confined, and its resources are not measured."""
     on_cpu: bool = False
     """True if it computes on the CPU for long: no spare is warmed up beside it."""
     refusals: Mapping[int, CallerFault] = field(default_factory=dict)
@@ -110,8 +113,8 @@ class Child:
         self._unread = b""
         self._position = 0
         self._pace = Pace()
-        self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
-        self._oom_kills = _oom_kills()
+        self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._oom_kills = oom_kills()
         loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = loop.create_future()
         self._drained: asyncio.Future[None] = loop.create_future()
@@ -201,7 +204,7 @@ class Child:
     def begin(self) -> None:
         """Marks the start of a spare's work: earlier output and earlier kills for memory are not part of it."""
         self._lines.clear()
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
 
     def control(self, word: str) -> None:
         """Sends `pause` or `cancel`, or to a spare its start line. Does nothing if the child has exited."""
@@ -239,7 +242,7 @@ class Child:
 
     def host_ran_out_of_memory(self) -> bool:
         """Returns True if the kernel killed a process of this container for memory since the child was started."""
-        return _oom_kills() > self._oom_kills
+        return oom_kills() > self._oom_kills
 
     def close(self) -> None:
         """Kills it and closes its control pipe."""
@@ -331,7 +334,8 @@ def kill_processes_of(workdir: Path) -> None:
                 process.kill()
 
 
-def _oom_kills() -> int:
+def oom_kills() -> int:
+    """Returns how often the kernel killed a process of this container for memory."""
     for name in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError, ValueError):
             for line in Path(name).read_text().splitlines():

@@ -44,8 +44,8 @@ class Spare:
     There is at most one spare, it is used once, and there is none beside a child that computes on the CPU: it would
     take cores and memory from it. If the spare fails, the child is started cold.
 
-    Every child is confined: it reads the folder where it works and `reads` of its command, writes `out_dir` and a
-    scratch folder, and uses no network. A spare is confined in this way before it learns its input.
+    Every child but a driver is confined: it reads the folder where it works and `reads` of its command, writes
+    `out_dir` and a scratch folder, and uses no network. A spare is confined in this way before it learns its input.
     """
 
     def __init__(
@@ -91,7 +91,10 @@ class Spare:
         child = await self._take(command, files, cwd)
         if not child:
             env = {**command.env, **_late_environment(command, cwd)}
-            child = await self._start(command.argv, env, cwd, files, command.network)
+            if command.driver:
+                child = await Child.start(command.argv, env, cwd, linger_seconds=self._linger_seconds)
+            else:
+                child = await self._start(command.argv, env, cwd, files, command.network)
         if self._command:
             if command.on_cpu:
                 self._computing.add(child)
@@ -107,7 +110,7 @@ class Spare:
         return child
 
     async def _take(self, command: ChildCommand, files: Files, cwd: Path) -> Child | None:
-        if command.cold or command.network != "none":
+        if command.cold or command.driver or command.network != "none":
             return None
         child, self._child = self._child, None
         await self._dismiss()

@@ -66,9 +66,10 @@ class Files:
         return cls(programs, folders, [str(path) for path in reads], [str(path) for path in writes])
 
 
-Network = Literal["none", "own", "own_or_ephemeral"]
-"""The network of a child: none; one of its own, through which only its processes reach each other over TCP; or, where
-the system refuses such a network, the ephemeral ports of the system's network, on which no service listens."""
+Network = Literal["none", "own", "own_or_ephemeral", "ephemeral"]
+"""The network of a child: none; one of its own, through which only its processes reach each other over TCP; or the
+ephemeral ports of the system's network, on which no service listens: where the system refuses a network of its own, or
+always, for processes on several machines."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _confine(confinement: Confinement) -> None:
     # When memory runs out, the kernel ends the child before its supervisor.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", "ascii")
-    own_network = confinement.network != "none" and network_namespace.enter()
+    own_network = confinement.network in ("own", "own_or_ephemeral") and network_namespace.enter()
     if confinement.network == "own" and not own_network:
         sys.exit("This system refuses a child a network of its own, in which its processes could reach each other.")
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -167,8 +168,8 @@ def _confine(confinement: Confinement) -> None:
 
 def _grants(files: Files) -> dict[str, int]:
     for path in _SYSTEM_FACTS:
-        # A rule is for a file as the kernel knows it. Of those in /proc, the kernel forgets the ones that nobody has open
-        # when memory is short, and later takes them for others.
+        # A rule is for a file as the kernel knows it. When memory is short, the kernel forgets those in /proc that nobody
+        # has open, and later takes them for other files.
         if path.startswith("/proc/"):
             with contextlib.suppress(OSError):
                 os.set_inheritable(os.open(path, os.O_PATH), True)

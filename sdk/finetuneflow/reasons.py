@@ -674,7 +674,8 @@ class Reason(OpenEnum):
     """The inputs of a stage could not be prepared. Operator: see the worker's log."""
 
     MACHINE_FAILED = "MACHINE_FAILED"
-    """The worker's machine failed, such as at reading or writing a file. Operator: see the worker's log."""
+    """The worker's machine failed, such as at reading or writing a file, or a node of a Ray cluster was lost; the
+    message names it. Operator: see the worker's log."""
 
     DISK_FULL = "DISK_FULL"
     """The disk of the worker's machine is full, or the downloaded models in use leave no room for another. Operator:

@@ -30,6 +30,7 @@ from services.attempt_inputs import (
 )
 from services.hub_access import HubAccess, job_access
 from services.hub_files import download, hub_of, pin
+from services.trainer.ray_cluster import RayCluster
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.child_input import TrainingInput, UnusableCheckpoint
 
@@ -40,10 +41,16 @@ class TrainingStage:
     service = "trainer"
 
     def __init__(
-        self, settings: TrainerSettings, catalogue: Catalogue, store_retry_seconds: Sequence[float] = RETRY_SECONDS
+        self,
+        settings: TrainerSettings,
+        catalogue: Catalogue,
+        store_retry_seconds: Sequence[float] = RETRY_SECONDS,
+        cluster: RayCluster | None = None,
     ) -> None:
-        """`store_retry_seconds`: delays between attempts to read shards and checkpoints from the artifact store."""
+        """`store_retry_seconds`: delays between attempts to read shards and checkpoints from the artifact store.
+        Trainings run on the `cluster`, if there is one."""
         self._settings = settings
+        self._cluster = cluster
         self._catalogue = catalogue
         self._store_retry_seconds = store_retry_seconds
 
@@ -70,11 +77,13 @@ class TrainingStage:
             unusable_checkpoints=[UnusableCheckpoint(step=step, problem=why) for step, why in unusable.items()],
             total_steps=assignment.preflight.total_steps,
             prior_runtime_seconds=assignment.prior_training_seconds,
-            threads=self._settings.child_threads,
+            threads=self._threads(config.world_size),
             extensions=self._settings.extensions,
         )
         gpus = config.resources.gpus
         command = child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=gpus)
+        if self._cluster:
+            return self._cluster.command(command, child_input)
         # bitsandbytes opens the GPU when it is imported, so the warm spare does not import it.
         quantised = config.method == "qlora" or config.hyperparameters.optim.endswith("bit")
         command = replace(command, cold=quantised, on_cpu=gpus == 0)
@@ -100,8 +109,14 @@ class TrainingStage:
         downloaded = await asyncio.to_thread(download, datasets, files, workdir / "sources")
         return sources | {one.file.reference: one.path for one in downloaded}
 
-    def spare(self) -> SpareCommand:
-        """Returns how to start a child that completes the imports of a training."""
+    def _threads(self, world_size: int) -> int:
+        """Returns the number of threads of all processes together."""
+        return self._settings.rank_threads * world_size if self._cluster else self._settings.child_threads
+
+    def spare(self) -> SpareCommand | None:
+        """Returns how to start a child that completes the imports of a training. None if trainings run elsewhere."""
+        if self._cluster:
+            return None
         return SpareCommand([sys.executable, "-m", "services.trainer.worker"], child_environment(self._settings))
 
     async def finish(self, assignment: Assignment, event: Event, workdir: Path, store: ArtifactStore) -> Event:

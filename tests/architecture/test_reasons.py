@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("chassis", "engine", "gateway", "sdk", "services", "standalone")
 REASONS = {value.name.removeprefix("REASON_") for value in reason_pb2.Reason.DESCRIPTOR.values if value.number}
 
-OTHER_WORDS = re.compile(r"FTF_\w+|NATS_\w+|HF_\w+|UPPER_SNAKE(?:_CASE)?|Q\d_\w+|NO_SIDE_EFFECTS")
+OTHER_WORDS = re.compile(r"FTF_\w+|NATS_\w+|HF_\w+|RAY_\w+|GLOO_\w+|UPPER_SNAKE(?:_CASE)?|Q\d_\w+|NO_SIDE_EFFECTS")
 """Settings and formats that documentation spells like a reason."""
 STATUS_CODES = {code.name for code in grpc.StatusCode} | {"NOT_SERVING"}
 ATTEMPT_OUTCOMES = {"OUT_OF_MEMORY"}

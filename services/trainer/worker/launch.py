@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -23,32 +24,64 @@ from chassis.events import ENDINGS
 from finetuneflow.v1.event_pb2 import Event
 
 RANK: Final = "RANK"
-_LOCAL_RANK: Final = "LOCAL_RANK"
-_WORLD_SIZE: Final = "WORLD_SIZE"
+LOCAL_RANK: Final = "LOCAL_RANK"
+WORLD_SIZE: Final = "WORLD_SIZE"
 RENDEZVOUS: Final = "FTF_RENDEZVOUS"
 """Environment variable with the path of the file through which the ranks of one machine find each other."""
 _EXIT_SECONDS: Final = 60.0
 """Time that the other ranks have to exit once the first one has ended well."""
-_REACTION_SECONDS: Final = 5.0
+REACTION_SECONDS: Final = 5.0
 """Time that the other ranks have to exit once one has failed: their connections to it break, and one of them may be the
 cause that fails a little later."""
 
 
-class _Rank:
+@dataclass(frozen=True)
+class Ended:
+    """How a rank has ended."""
+
+    number: int
+    status: int
+    """Exit status, negative for a signal."""
+    ending: Event | None
+    """The event with which it ended, if it could say how."""
+
+    @property
+    def failed(self) -> bool:
+        return self.ending is None or self.ending.HasField("stage_failed")
+
+    def how(self) -> str:
+        """Says in words how its process has exited."""
+        if self.status < 0:
+            return f"was ended by {signal.Signals(-self.status).name}"
+        return f"exited with status {self.status}"
+
+
+class Rank:
     """A running rank."""
 
-    def __init__(self, number: int, environment: dict[str, str], ended: "queue.SimpleQueue[_Rank]") -> None:
+    def __init__(
+        self,
+        number: int,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        ended: "queue.SimpleQueue[Ended]",
+        folder: Path | None = None,
+        output: int | None = None,
+    ) -> None:
+        """Starts it in `folder`, and lets it write to the file descriptor `output`; by default both are those of this
+        process."""
         self.number = number
-        self.ending: Event | None = None
-        """The event with which it ended."""
         event_read, event_write = os.pipe()
         control_read, self._control = os.pipe()
         # The child dies with the thread that started it: this one.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "services.trainer.worker", *sys.argv[1:]],
-            env={**environment, RANK: str(number), EVENT_FD: str(event_write), CONTROL_FD: str(control_read)},
+            argv,
+            env={**environment, EVENT_FD: str(event_write), CONTROL_FD: str(control_read)},
+            cwd=folder,
             pass_fds=(event_write, control_read),
             stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
         os.close(event_write)
         os.close(control_read)
@@ -56,7 +89,7 @@ class _Rank:
         self._ended = ended
 
     def follow(self, sink: EventSink | None) -> None:
-        """Relays its events to `sink`, if any, from a thread, but for the one that ends it."""
+        """Relays its events to `sink`, if any, from a thread, but for the one that ends it. Then tells how it ended."""
         threading.Thread(target=self._follow, args=(sink,), name=f"rank-{self.number}", daemon=True).start()
 
     def request(self, line: str) -> None:
@@ -64,36 +97,27 @@ class _Rank:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._control, f"{line}\n".encode())
 
-    @property
-    def status(self) -> int:
-        """Exit status of a rank that has ended, negative for a signal."""
-        return self.process.wait()
-
-    @property
-    def failed(self) -> bool:
-        return self.ending is None or self.ending.HasField("stage_failed")
-
     def _follow(self, sink: EventSink | None) -> None:
+        ending: Event | None = None
         # A rank that is killed while it writes leaves a part of an event.
         with os.fdopen(self._event_fd, "rb") as events, contextlib.suppress(ValueError):
             # Its stub names io.BytesIO; it reads from any buffered file.
             while (event := parse_length_prefixed(Event, events)) is not None:  # type: ignore[arg-type]
                 kind = event.WhichOneof("payload")
                 if kind in ENDINGS:
-                    self.ending = event
+                    ending = event
                 elif sink is not None and kind is None:
                     sink.tick()
                 elif sink is not None:
                     sink.emit(getattr(event, kind), event.severity)
-        self.process.wait()
-        self._ended.put(self)
+        self._ended.put(Ended(self.number, self.process.wait(), ending))
 
 
 class Launcher:
     """Runs the ranks of one training. `request` may be called from any thread."""
 
     def __init__(self) -> None:
-        self._ranks: list[_Rank] = []
+        self._ranks: list[Rank] = []
 
     def request(self, line: str) -> None:
         """Passes on a line of the control pipe to the first rank, which agrees with the others on what to do."""
@@ -109,7 +133,7 @@ class Launcher:
         rendezvous.unlink(missing_ok=True)
         environment = {
             **os.environ,
-            _WORLD_SIZE: str(world_size),
+            WORLD_SIZE: str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size),
             "OMP_NUM_THREADS": str(max(1, threads // world_size)),
             RENDEZVOUS: str(rendezvous),
@@ -117,9 +141,11 @@ class Launcher:
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
         }
-        ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+        argv = [sys.executable, "-m", "services.trainer.worker", *sys.argv[1:]]
         for number in range(world_size):
-            self._ranks.append(_Rank(number, environment | {_LOCAL_RANK: str(number)}, ended))
+            own = {RANK: str(number), LOCAL_RANK: str(number)}
+            self._ranks.append(Rank(number, argv, environment | own, ended))
         if word := sink.requested():
             self.request(word)
         for rank in self._ranks:
@@ -128,20 +154,21 @@ class Launcher:
             over = self._wait(ended)
         finally:
             rendezvous.unlink(missing_ok=True)
-        first = self._ranks[0]
-        decisive = first if not first.failed else _cause(over)
+        (first,) = (each for each in over if each.number == 0)
+        decisive = first if not first.failed else cause_of(over)
         if decisive.ending is None:
             _end_as(decisive, world_size)
         kind = decisive.ending.WhichOneof("payload")
         assert kind  # noqa: S101
         sink.emit(getattr(decisive.ending, kind), decisive.ending.severity)
 
-    def _wait(self, ended: "queue.SimpleQueue[_Rank]") -> list[_Rank]:
+    def _wait(self, ended: "queue.SimpleQueue[Ended]") -> list[Ended]:
         """Waits for the end of all ranks, and kills those that cannot end. Returns them in the order of their ends."""
-        over: list[_Rank] = []
+        over: list[Ended] = []
         while len(over) < len(self._ranks):
             failure = any(rank.failed for rank in over)
-            seconds = _REACTION_SECONDS if failure else _EXIT_SECONDS if self._ranks[0] in over else None
+            first = any(rank.number == 0 for rank in over)
+            seconds = REACTION_SECONDS if failure else _EXIT_SECONDS if first else None
             try:
                 over.append(ended.get(timeout=seconds))
             except queue.Empty:
@@ -150,14 +177,14 @@ class Launcher:
         return over
 
 
-def _cause(over: Sequence[_Rank]) -> _Rank:
-    """Returns the rank that made the others fail.
+def cause_of(over: Sequence[Ended]) -> Ended:
+    """Returns the rank, of those in the order of their ends, that made the others fail.
 
     That is one that named a reason; else one that was killed, unless it aborted itself, as libraries do whose peer is
     gone; else the first one that crashed.
     """
 
-    def order(rank: _Rank) -> tuple[int, int]:
+    def order(rank: Ended) -> tuple[int, int]:
         if rank.ending is None:
             return (1 if rank.status < 0 and rank.status != -signal.SIGABRT else 3), 0
         crashed = rank.ending.stage_failed.reason == "CRASHED"
@@ -166,10 +193,9 @@ def _cause(over: Sequence[_Rank]) -> _Rank:
     return min((rank for rank in over if rank.failed), key=order)
 
 
-def _end_as(rank: _Rank, world_size: int) -> NoReturn:
+def _end_as(rank: Ended, world_size: int) -> NoReturn:
     status = rank.status
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    sys.stdout.write(f"process {rank.number + 1} of {world_size} {how}\n")
+    sys.stdout.write(f"process {rank.number + 1} of {world_size} {rank.how()}\n")
     sys.stdout.flush()
     if status < 0:
         if -status != signal.SIGKILL:
