@@ -168,8 +168,8 @@ def _confine(confinement: Confinement) -> None:
 
 def _grants(files: Files) -> dict[str, int]:
     for path in _SYSTEM_FACTS:
-        # A rule is for a file as the kernel knows it. When memory is short, the kernel forgets those in /proc that nobody
-        # has open, and later takes them for other files.
+        # A rule is for a file as the kernel knows it. When memory is short, it forgets those in /proc that nobody has
+        # open, and later takes them for other files.
         if path.startswith("/proc/"):
             with contextlib.suppress(OSError):
                 os.set_inheritable(os.open(path, os.O_PATH), True)
