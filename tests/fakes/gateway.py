@@ -398,7 +398,9 @@ class FakeGateway(
         """Lists a failed attempt once."""
         self._enter("ListExportEvents", request, context)
         failure = event_pb2.StageFailed(reason="CRASHED", message="exited with status 3", last_lines=["KeyError: 'x'"])
-        events = [] if request.after_sequence else [event_pb2.Event(sequence=7, attempt=1, stage=4, stage_failed=failure)]
+        events = (
+            [] if request.after_sequence else [event_pb2.Event(sequence=7, attempt=1, stage=4, stage_failed=failure)]
+        )
         return export_service_pb2.ListExportEventsResponse(events=events, through_sequence=7)
 
     def Generate(self, request: Any, context: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from gguf import GGUFReader
 
-from engine.config.job import CONVERTED_TYPES, default_display_name
+from engine.config.job import CONVERTED_TYPES
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 from engine.gguf_conversion import (
@@ -145,13 +145,8 @@ def _merge_base(child_input: ExportInput) -> str:
 
 
 def file_name(child_input: ExportInput) -> str:
-    """Returns how the names of the GGUF files begin: with the job's display name, or that of the base model if nobody
-    gave it one, so that the name of a dataset does not make them long."""
-    config, model = child_input.config, child_input.model
-    named = config.display_name
-    if not child_input.of_base and named == default_display_name(config):
-        named = f"{model.id.rpartition('/')[2]}-tuned"
-    return re.sub(r"[^a-z0-9._]+", "-", named.lower())[:60].strip("-.") or "model"
+    """Returns how the names of the GGUF files begin."""
+    return re.sub(r"[^a-z0-9._]+", "-", child_input.given_name.lower())[:60].strip("-.") or "model"
 
 
 def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str]) -> Modelfile | None:

@@ -106,7 +106,7 @@ def test_files_are_the_trained_model_with_its_template(
     assert lines.startswith("FROM ./docs-helper-f16.gguf\n# FROM ./docs-helper-q8_0.gguf\nTEMPLATE ")
     assert 'SYSTEM """Be "brief".\nAlways."""\nPARAMETER stop "<|im_end|>"\n' in lines
     card = (out / "README.md").read_text()
-    assert "llama-server -m gguf/docs-helper-f16.gguf" in card and "ollama create tuned -f gguf/Modelfile" in card
+    assert "llama-server -m gguf/docs-helper-f16.gguf" in card and "ollama create docs-helper -f gguf/Modelfile" in card
     assert "- GGUF: `gguf/docs-helper-q8_0.gguf` for llama.cpp and Ollama" in (out / "report.md").read_text()
     forms = json.loads((out / "metrics.json").read_text())["export"]["forms"]
     assert forms[1]["gguf"]["tensor_types"] == {"F16": 16, "F32": 5}
