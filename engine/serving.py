@@ -1,7 +1,7 @@
 """Decides what can serve an exported package: the rules of each reader for each form, and the command that serves it.
 
 The rules are read in the readers' sources. vLLM's are in vllm/lora/peft_helper.py, lora_model.py and config/lora.py
-(0.33); a DoRA adapter passes none of them and ends its engine.
+(0.33); a DoRA adapter passes none of them, and the engine stops.
 """
 
 import re
@@ -178,7 +178,7 @@ def vllm_refusal(contents: Contents, adapter: Mapping[str, Any]) -> str:
     """Returns why vLLM does not serve an adapter; empty if it does."""
     saved = [name for name in adapter.get("modules_to_save") or () if name not in ("classifier", "score")]
     if adapter.get("use_dora"):
-        return "it has no DoRA; such an adapter ends its engine"
+        return "it has no DoRA; its engine stops at such an adapter"
     if saved:
         return f"it refuses modules_to_save ({', '.join(saved)})"
     if adapter.get("bias") not in (None, "none"):

@@ -81,7 +81,7 @@ async def run(home: Path, listener: Listener, report: StatusPrinter) -> None:
                 await waiting
             report.state(
                 "stopping",
-                "\nStopping after running trainings have written a checkpoint, and running evaluations and exports have "
+                "\nStopping after running trainings have written a checkpoint, and evaluations and exports have "
                 "ended, for at most a minute: what is killed then starts again from its beginning, a training from its "
                 "latest checkpoint. Ctrl-C kills them now.",
             )

@@ -551,7 +551,8 @@ class FakeGateway(
     def RetryIntegration(self, request: Any, context: Any) -> Any:
         self._enter("RetryIntegration", request, context)
         found = self._integration(request.integration_id, context)
-        found.state = integration_pb2.INTEGRATION_STATE_PENDING
+        if found.state == integration_pb2.INTEGRATION_STATE_FAILED:
+            found.state = integration_pb2.INTEGRATION_STATE_RETRYING
         return integration_service_pb2.RetryIntegrationResponse(integration=found)
 
     def DeleteIntegration(self, request: Any, context: Any) -> Any:

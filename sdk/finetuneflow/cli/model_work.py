@@ -255,7 +255,7 @@ def export(
             secrets=None if token_secret is None else {"hub_write_token": token_secret},
         )
     try:
-        _created(here, made, detach=detach, json=json)
+        _created(here, made, detach=detach, json=json, downloads=out is not None)
     except typer.Exit as stopped:
         if out is not None and stopped.exit_code == DETACHED:
             error_console().print(f"Download it later: {ftf(f'download {made.id} --out {out}')}")
@@ -365,13 +365,14 @@ def download(
     print_downloaded(here.console, paths, as_json=json)
 
 
-def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
+def _created(here: Session, work: Work, *, detach: bool, json: bool, downloads: bool = False) -> None:
+    """Prints the work and follows it. With `downloads` the caller downloads the package, so nobody is told to."""
     noun = type(work).__name__
     group = f"{noun.lower()}s"
     if not detach:
         if not json:
             here.console.print(f"{noun} {work.id}")
-        _follow(here, lambda client: getattr(client, group), noun.lower(), work.id, json=json)
+        _follow(here, lambda client: getattr(client, group), noun.lower(), work.id, json=json, downloads=downloads)
     elif json:
         print_json(work.proto)
     else:
@@ -379,7 +380,14 @@ def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
 
 
 def _follow(
-    here: Session, methods: Callable[[Client], Any], noun: str, work_id: str, *, json: bool, after_sequence: int = 0
+    here: Session,
+    methods: Callable[[Client], Any],
+    noun: str,
+    work_id: str,
+    *,
+    json: bool,
+    after_sequence: int = 0,
+    downloads: bool = False,
 ) -> None:
     """Shows the events and the outcome; returns if it has SUCCEEDED, otherwise exits with a code."""
     lines = Lines()
@@ -417,6 +425,8 @@ def _follow(
     work = methods(here.client).get(work_id)
     if not json:
         _show_outcome(work, methods(here.client), here.console)
+        if isinstance(work, Export) and work.state == "SUCCEEDED" and not downloads:
+            _tell_download(work, here.console)
     if work.state != "SUCCEEDED":
         raise typer.Exit(JOB_FAILED)
 
@@ -461,7 +471,10 @@ def _show_result(work: Work, console: Console) -> None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
         show_forms(work.result, console, of_job=bool(work.job_id))
         show_serving(work.result, console)
-        console.print(f"\nDownload the package: {ftf(f'download {work.id}')}")
+
+
+def _tell_download(export: Export, console: Console) -> None:
+    console.print(f"\nDownload the package: {ftf(f'download {export.id}')}")
 
 
 def _show(work: Work, source: Any, console: Console) -> None:
@@ -482,6 +495,8 @@ def _show(work: Work, source: Any, console: Console) -> None:
     if work.state == "FAILED":
         _show_outcome(work, source, console)
     _show_result(work, console)
+    if isinstance(work, Export) and work.result is not None:
+        _tell_download(work, console)
     show_attempts(work.attempts, console)
 
 
