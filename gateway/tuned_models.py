@@ -60,8 +60,8 @@ async def trained_job(
         message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
         if job.state in TERMINAL:
             message = (
-                f"Job {job.id} is {state} without having finished its training, so it has no model. Name a checkpoint "
-                f"that it has stored, if there is one, as {TUNED}{job.id}@STEP."
+                f"Job {job.id} is {state} and has not finished its training, so it has no model; create it again. "
+                f"A checkpoint that it has stored, if there is one, only answers: `ftf generate {TUNED}{job.id}@STEP`."
             )
         raise FailedPrecondition("NOT_TRAINED", message, [Violation(field, message)])
     return job

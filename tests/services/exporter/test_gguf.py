@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 from engine import gguf_conversion
 from engine.errors import JobError, SystemFailure
 from engine.model.materialise import materialise, packaged_gguf
-from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
+from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, Warning
 from finetuneflow.v1.stage_result_pb2 import ExportResult, PreflightResult
 from services.exporter.worker import gguf_files
 from services.exporter.worker.__main__ import main
@@ -87,6 +87,11 @@ def test_files_are_the_trained_model_with_its_template(
     assert files <= saved
     with zipfile.ZipFile(out / ZIP) as archive:
         assert files <= set(archive.namelist())
+
+    details = [event.detail for event in sink.said if isinstance(event, Phase)]
+    for verb in ("writing", "comparing"):
+        assert f"{verb} docs-helper-f16.gguf (1 of 2 GGUF files)" in details
+        assert f"{verb} docs-helper-q8_0.gguf (2 of 2 GGUF files)" in details
 
     _, f16, q8_0 = result.forms
     assert [f16.gguf.file, q8_0.gguf.file] == ["gguf/docs-helper-f16.gguf", "gguf/docs-helper-q8_0.gguf"]
