@@ -99,8 +99,8 @@ def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
 
 
 def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
-    """Returns a violation for each setting of a form without that form, and for base weights that the adapter does not
-    fit; `values` include the recipe's."""
+    """Returns a violation for each setting of a form without that form, for what is named twice, and for base weights
+    that the adapter does not fit; `values` include the recipe's."""
     lora, export = (
         {**section} if isinstance(section := values.get(name), Mapping) else {} for name in ("lora", "export")
     )
@@ -110,6 +110,9 @@ def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     if export.get("dtype") and not merged:
         found.append(Violation("spec.export.dtype", "needs merged in formats, whose weights it is about."))
     types = export.get("gguf_types")
+    for name, entries in (("formats", listed), ("gguf_types", types if isinstance(types, list) else [])):
+        if repeated := [each for each in entries if entries.count(each) > 1]:
+            found.append(Violation(f"spec.export.{name}", f"names {repeated[0]} twice; remove one of them."))
     if types and not (gguf or gguf_adapter):
         description = "needs gguf or gguf_adapter in formats, whose files it is about."
         found.append(Violation("spec.export.gguf_types", description))
