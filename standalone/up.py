@@ -82,7 +82,7 @@ async def run(home: Path, listener: Listener, report: StatusPrinter) -> None:
             report.state(
                 "stopping",
                 "\nStopping after running trainings have written a checkpoint, and evaluations and exports have "
-                "ended, for at most a minute: what is killed then starts again from its beginning, a training from its "
+                "ended, for at most a minute: what is killed then starts again later, a training from its "
                 "latest checkpoint. Ctrl-C kills them now.",
             )
         finally:

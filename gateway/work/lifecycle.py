@@ -260,7 +260,8 @@ def _resumption(work: Work) -> str:
     """Returns what a worker does with work that another one has released: only a training leaves checkpoints."""
     if work.stage == "STAGE_TRAINING":
         return "continues it from its latest checkpoint"
-    return f"starts its {work.stage.removeprefix('STAGE_').lower()} from the beginning"
+    stage = work.stage.removeprefix("STAGE_").lower()
+    return f"starts {'it' if stage == _noun(work) else f'its {stage}'} again"
 
 
 def _noun(work: Work) -> str:
