@@ -1,9 +1,10 @@
 """Decides what can serve an exported package: the rules of each reader for each form, and the command that serves it.
 
 The rules are read in the readers' sources. vLLM's are in vllm/lora/peft_helper.py, lora_model.py and config/lora.py
-(0.33); a DoRA adapter passes none of them and ends its engine.
+(0.33); a DoRA adapter passes none of them, and the engine stops.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from engine.config.job import ExportFormat, Lora
 from engine.inl_sizes import MODEL_TYPE
-from engine.model_names import is_on_hub
+from engine.model_names import is_on_hub, model_reference
 
 READERS: Final = ("peft", "transformers", "vllm", "llama.cpp", "ollama")
 OF_PYTHON: Final = ("peft", "transformers")
@@ -31,7 +32,8 @@ BASE_GGUF: Final = "BASE.gguf"
 MODELFILE: Final = "Modelfile"
 """Name of the file for Ollama in it."""
 MODEL_NAME: Final = "tuned"
-"""Name under which vLLM serves an adapter, and Ollama a model."""
+"""Name under which vLLM serves an adapter, and Ollama a model whose job has no name that Ollama accepts."""
+_MAX_NAME: Final = 40
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's --max-lora-rank."""
 _VLLM_ADAPTERS: Final = frozenset(
@@ -72,6 +74,8 @@ class Contents:
     """Path of the first GGUF file with the adapter alone."""
     of_base: bool = False
     """True for a base model, which no job has trained."""
+    model_name: str = MODEL_NAME
+    """Name for Ollama, see `ollama_name`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,16 @@ def servable_by(contents: Contents) -> list[Served]:
         own = [_served(reader, format_, rules[format_], contents) for format_ in contents.formats if format_ in rules]
         found += own or [Served(reader, None, _WITHOUT_FORM[reader])]
     return found
+
+
+def ollama_name(display_name: str) -> str:
+    """Returns the name of a model for Ollama: at most 40 characters of a-z, 0-9 and `-`."""
+    return re.sub(r"[^a-z0-9]+", "-", display_name.lower())[:_MAX_NAME].strip("-") or MODEL_NAME
+
+
+def export_of_base(base: str, revision: str) -> str:
+    """Returns the command that makes a GGUF file of a base model, which no publisher need have of its revision."""
+    return f"ftf export {shlex.quote(model_reference(base, revision))} --format gguf"
 
 
 def adapter_settings(lora: Lora, rank: int) -> dict[str, Any]:
@@ -164,7 +178,7 @@ def vllm_refusal(contents: Contents, adapter: Mapping[str, Any]) -> str:
     """Returns why vLLM does not serve an adapter; empty if it does."""
     saved = [name for name in adapter.get("modules_to_save") or () if name not in ("classifier", "score")]
     if adapter.get("use_dora"):
-        return "it has no DoRA; such an adapter ends its engine"
+        return "it has no DoRA; its engine stops at such an adapter"
     if saved:
         return f"it refuses modules_to_save ({', '.join(saved)})"
     if adapter.get("bias") not in (None, "none"):
@@ -194,21 +208,36 @@ def _ollama(contents: Contents) -> tuple[str, str]:
     if not contents.has_chat_template:
         why = "the base model has no chat template" if contents.of_base else "no rows were conversations"
         return f"the package has no Modelfile, because {why}", ""
-    name = shlex.quote(contents.base.rpartition("/")[2].lower()) if contents.of_base else MODEL_NAME
+    name = contents.model_name
     return "", f"ollama create {name} -f {GGUF_FOLDER}/{MODELFILE} && ollama run {name}"
 
 
 def _llama_cpp_adapter(contents: Contents) -> tuple[str, str]:
     if contents.adapter is None:
         return "method full trained every weight, so the package has no adapter", ""
-    return "", f"llama-server -m {BASE_GGUF} --lora {shlex.quote(contents.gguf_adapter_file)}"
+    command = f"llama-server -m {BASE_GGUF} --lora {shlex.quote(contents.gguf_adapter_file)}"
+    return "", f"{command}{_from_base(contents)}"
 
 
 def _ollama_adapter(contents: Contents) -> tuple[str, str]:
     if not contents.has_chat_template:
         return "the package has no Modelfile, because no rows were conversations", ""
-    create = f"ollama create {MODEL_NAME} -f {GGUF_ADAPTER_FOLDER}/{MODELFILE} && ollama run {MODEL_NAME}"
-    return "", f"cp {BASE_GGUF} {GGUF_ADAPTER_FOLDER}/ && {create}"
+    name = f"{contents.model_name}-adapter"
+    # Beside the package: with another file in it, `ftf verify` would refuse it.
+    folder = f"../{name}"
+    steps = [
+        f"mkdir -p {folder}",
+        f"cp {GGUF_ADAPTER_FOLDER}/* {folder}/",
+        f"cp {BASE_GGUF} {folder}/{BASE_GGUF}",
+        f"ollama create {name} -f {folder}/{MODELFILE}",
+        f"ollama run {name}",
+    ]
+    return "", f"{' && '.join(steps)}{_from_base(contents)}"
+
+
+def _from_base(contents: Contents) -> str:
+    """Returns the comment about the file that a command needs and the package does not have."""
+    return f"  # {BASE_GGUF}: {export_of_base(contents.base, contents.revision)}"
 
 
 # A form that another reader needs is a rule here.

@@ -13,6 +13,7 @@ from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from gateway.sql.tables import SavedCheckpoint, Work
 from gateway.work.kinds import FINE_TUNING_JOB
+from gateway.work.lifecycle import TERMINAL
 
 TUNED: Final = "ft:"
 
@@ -57,6 +58,11 @@ async def trained_job(
     if job.training is None:
         state = job.state.removeprefix("JOB_STATE_")
         message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
+        if job.state in TERMINAL:
+            message = (
+                f"Job {job.id} is {state} and has not finished its training, so it has no model; create it again. "
+                f"A checkpoint that it has stored, if there is one, only answers: `ftf generate {TUNED}{job.id}@STEP`."
+            )
         raise FailedPrecondition("NOT_TRAINED", message, [Violation(field, message)])
     return job
 

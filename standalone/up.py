@@ -80,7 +80,10 @@ async def run(home: Path, listener: Listener, report: StatusPrinter) -> None:
                 _print_address(stack, report)
                 await waiting
             report.state(
-                "stopping", "\nStopping after running trainings have written a checkpoint. Ctrl-C kills them now."
+                "stopping",
+                "\nStopping after running trainings have written a checkpoint, and evaluations and exports have "
+                "ended, for at most a minute: what is killed then starts again later, a training from its "
+                "latest checkpoint. Ctrl-C kills them now.",
             )
         finally:
             starting.cancel()

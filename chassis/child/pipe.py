@@ -30,8 +30,8 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 EVENT_FD: Final = "FTF_EVENT_FD"
 CONTROL_FD: Final = "FTF_CONTROL_FD"
 SEE_LAST_OUTPUT: Final = (
-    "See its last output (of a job: `ftf jobs explain JOB`). If data and settings are correct, report a bug with that "
-    "output."
+    "See its last output: `ftf jobs explain JOB`, `ftf evaluations get EVALUATION` or `ftf exports get EXPORT`. If "
+    "data and settings are correct, report a bug with that output."
 )
 """Advice for an error that was not foreseen."""
 _RESERVED_BYTES = 1024

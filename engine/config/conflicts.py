@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from engine.errors import Violation
+from engine.random_reference import RandomReference
 
 CONVERTED_TYPES: Final = ("f32", "f16", "bf16", "q8_0")
 """Types of GGUF files that llama.cpp's converters make; its library makes the others."""
@@ -103,8 +104,8 @@ def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
 
 
 def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
-    """Returns a violation for each setting of a form without that form, and for base weights that the adapter does not
-    fit; `values` include the recipe's."""
+    """Returns a violation for each setting of a form without that form, for what is named twice, and for base weights
+    that the adapter does not fit; `values` include the recipe's."""
     lora, export = (
         {**section} if isinstance(section := values.get(name), Mapping) else {} for name in ("lora", "export")
     )
@@ -114,6 +115,9 @@ def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     if export.get("dtype") and not merged:
         found.append(Violation("spec.export.dtype", "needs merged in formats, whose weights it is about."))
     types = export.get("gguf_types")
+    for name, entries in (("formats", listed), ("gguf_types", types if isinstance(types, list) else [])):
+        if repeated := [each for each in entries if entries.count(each) > 1]:
+            found.append(Violation(f"spec.export.{name}", f"names {repeated[0]} twice; remove one of them."))
     if types and not (gguf or gguf_adapter):
         description = "needs gguf or gguf_adapter in formats, whose files it is about."
         found.append(Violation("spec.export.gguf_types", description))
@@ -134,12 +138,15 @@ def _gguf_adapter_conflicts(
     values: Mapping[str, Any], lora: Mapping[str, Any], types: list[Any], *, gguf: bool
 ) -> list[Violation]:
     """Returns a violation for each setting that a GGUF file with the adapter alone cannot express."""
-    found = []
+    found, base_model = [], values.get("base_model")
+    named = RandomReference.parse(base_model) if isinstance(base_model, str) else None
+    instead = "merged" if named and named.is_inl else "gguf"
     if values.get("method") == "full":
-        description = "gguf_adapter needs an adapter, and method full trains none; use gguf."
+        description = f"gguf_adapter needs an adapter, and method full trains none; use {instead}."
         found.append(Violation("spec.export.formats", description))
     for name in () if values.get("method") == "full" else beyond_plain_lora(lora):
-        description = f"gguf_adapter cannot be combined with lora.{name}: {NOT_IN_GGUF[name]}. Use gguf or remove it."
+        problem = f"gguf_adapter cannot be combined with lora.{name}: {NOT_IN_GGUF[name]}"
+        description = f"{problem}. Use {instead} or remove it."
         found.append(Violation("spec.export.formats", description))
     made = [type_ for type_ in types if type_ in CONVERTED_TYPES]
     if types and (not made if gguf else len(made) < len(types)):

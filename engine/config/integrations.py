@@ -100,8 +100,9 @@ class Wandb(Section):
     def _has_a_key_if_it_is_sent(self) -> Self:
         if not self.offline and self.secret is None:
             raise ValueError("secret is required, the name of the secret with the API key; or set offline = true")
-        if self.offline and (self.secret is not None or self.base_url is not None):
-            raise ValueError("offline sends nothing; remove secret and base_url")
+        unused = [name for name in ("secret", "base_url") if getattr(self, name) is not None]
+        if self.offline and unused:
+            raise ValueError(f"offline sends nothing; remove {' and '.join(unused)}")
         return self
 
 

@@ -32,7 +32,10 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
     if "gguf_adapter" in formats:
         # The settings may be those of the adapter that the training starts from.
         beyond = beyond_plain_lora(config.lora.model_dump())
-        found = (NOT_IN_GGUF[beyond[0]], AS_GGUF) if beyond else gguf_adapter_refusal(model.path)
+        found = gguf_adapter_refusal(model.path)
+        if beyond:
+            # A model that gguf refuses has its advice.
+            found = (NOT_IN_GGUF[beyond[0]], found[1] if found else AS_GGUF)
         _refuse_gguf(resolved, "gguf_adapter", found)
     adapter = None
     if config.method != "full":

@@ -148,6 +148,12 @@ class Deliverer:
                 )
                 if (await session.exec(take.values(holder=self._id))).rowcount:
                     taken.append((await session.exec(select(Delivery).where(Delivery.id == id_))).one())
+        # A retry that was asked for frees a delivery whose loop waits here for its next try.
+        waiting = [self._loops.pop(row.id)[1] for row in taken if row.id in self._loops]
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
         for row in taken:
             self._start(row)
 

@@ -179,7 +179,9 @@ class DeliveryLoop:
     async def _job(self) -> FollowedJob:
         async with self._database.read() as session:
             work = (await session.exec(select(Work).where(Work.id == self.work_id))).one_or_none()
-        if work is None:
+            held = select(Delivery.holder).where(Delivery.id == self._row.id)
+            holder = (await session.exec(held)).one_or_none()
+        if work is None or holder != self._row.holder:
             raise _Lost
         spec = FineTuningJobSpec.FromString(work.merged_spec or work.spec)
         return FollowedJob(

@@ -205,7 +205,7 @@ class Mlflow:
         code = read.get("error_code", "") if isinstance(read, dict) else ""
         if absent and code == absent:
             return None
-        said = str(read.get("message", "")) if isinstance(read, dict) else "no answer of an MLflow server"
+        said = str(read.get("message", "")) if isinstance(read, dict) else "the answer is not an MLflow server's JSON"
         words = " ".join(filter(None, (str(code), said)))
         raise DeliveryFailed(f"the server answered {status} to {method}: ", said=words, http_status=status)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import SecretStr
+from sqlmodel import select
 
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
@@ -18,7 +19,7 @@ from gateway.deliveries.wandb_file import WandbFile
 from gateway.deliveries.webhook import Webhook
 from gateway.secret_store import SecretStore
 from gateway.sql.database import Database
-from gateway.sql.tables import Delivery
+from gateway.sql.tables import Delivery, SecretRow
 
 
 def sink_maker(
@@ -28,9 +29,15 @@ def sink_maker(
 
     async def secret(tenant: str, name: str) -> SecretStr:
         found = (await secrets.use(tenant, [name])).get(name)
-        if found is None:
-            raise DeliveryFailed(f"the secret {name} was deleted or cannot be decrypted; set it again")
-        return found
+        if found is not None:
+            return found
+        async with database.read() as session:
+            kept = select(SecretRow.name).where(SecretRow.tenant == tenant, SecretRow.name == name)
+            if (await session.exec(kept)).one_or_none() is None:
+                raise DeliveryFailed(
+                    f"the secret {name} was deleted; set it again and retry the integration", final=True
+                )
+        raise DeliveryFailed(f"the secret {name} cannot be decrypted; set it again")
 
     async def make(row: Delivery, job: FollowedJob) -> Sink:
         spec = IntegrationSpec.FromString(row.spec)

@@ -76,9 +76,10 @@ class Integrations(IntegrationServiceServicer):
     ) -> api.RetryIntegrationResponse:
         async with self._database.write() as session:
             row = await _find(session, request.integration_id, tenant_of(context), lock=True)
-            if row.state == "INTEGRATION_STATE_FAILED":
-                row.state, row.failures, row.end_time = "INTEGRATION_STATE_ACTIVE", 0, None
-                row.update_time = now()
+            if row.state in ("INTEGRATION_STATE_FAILED", "INTEGRATION_STATE_RETRYING"):
+                row.state, row.failures, row.end_time = "INTEGRATION_STATE_RETRYING", 0, None
+                # A process that waits for its next try no longer holds it, and any takes it at once.
+                row.holder, row.update_time = "", now()
                 session.add(row)
         return api.RetryIntegrationResponse(integration=integration(row))
 

@@ -132,7 +132,7 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
             decision,
             work.stage,
             reason=outcome.reason,
-            message=f"The worker released the {_noun(work)}; the next free worker continues it.",
+            message=f"The worker released the {_noun(work)}; the next free worker {_resumption(work)}.",
         )
 
 
@@ -254,6 +254,14 @@ def _lacks_memory(work: Work, failure: StageFailed) -> bool:
     """Returns True if a training ran out of memory. It would fail again: `_shrink` could not halve its micro-batch,
     because otherwise the failure would not have been counted."""
     return failure.reason in _OUT_OF_MEMORY and work.stage == "STAGE_TRAINING"
+
+
+def _resumption(work: Work) -> str:
+    """Returns what a worker does with work that another one has released: only a training leaves checkpoints."""
+    if work.stage == "STAGE_TRAINING":
+        return "continues it from its latest checkpoint"
+    stage = work.stage.removeprefix("STAGE_").lower()
+    return f"starts {'it' if stage == _noun(work) else f'its {stage}'} again"
 
 
 def _noun(work: Work) -> str:

@@ -68,8 +68,8 @@ class AsyncIntegrations:
         )
 
     async def retry(self, integration_id: str) -> Integration:
-        """Continues an integration that has FAILED with the event that could not be delivered. Does nothing in other
-        states.
+        """Continues an integration that has FAILED, or waits for its next try (RETRYING), at once with the event that
+        could not be delivered; it is RETRYING then. Does nothing in other states.
 
         Args:
             integration_id: Id of the integration.

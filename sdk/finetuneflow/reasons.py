@@ -124,7 +124,7 @@ class Reason(OpenEnum):
 
     NOT_TRAINED = "NOT_TRAINED"
     """The job has not finished its training, so it has no model to evaluate, export or train further. Caller: wait for
-    the training."""
+    the training; of a job that has ended, create it again."""
 
     MODEL_IN_USE = "MODEL_IN_USE"
     """The job cannot be deleted: a training that has not ended starts from its adapter, or an evaluation that has not

@@ -468,6 +468,22 @@ def test_advice_is_what_the_caller_can_type(ftf: Ftf, tmp_path: Path, monkeypatc
     assert f"Download the package: ftf --address {address} download {JOB}" in shown
 
 
+def test_failed_export_shows_its_advice_and_last_output(ftf: Ftf, gateway: FakeGateway) -> None:
+    """The traceback is what a bug report needs; that of an export is in no job."""
+    gateway.failed_export = export_pb2.Export(
+        id="ex_1",
+        attempt=1,
+        last_sequence=8,
+        state=job_pb.JOB_STATE_FAILED,
+        reason="CRASHED",
+        message="The export is not tried again: exited with status 3",
+        advice="Report a bug.",
+    )
+    shown = ftf("exports", "get", "ex_1").stdout
+    assert "The export is not tried again" in shown and "Advice: Report a bug." in shown
+    assert "Attempt 1 of export, CRASHED:\n  Last output:\n  | KeyError: 'x'\n" in shown
+
+
 def poisoned() -> tuple[list[event_pb2.Event], list[job_pb.AttemptSummary]]:
     """A training that lost its worker twice, the second time after it went on from step 10."""
     events = history()[:15]

@@ -93,8 +93,20 @@ def test_lists_and_jobs_show_the_run_and_its_address(ftf: Ftf, followed: pb.Inte
     assert json.loads(ftf("integrations", "list", JOB, "--json").stdout)["run_url"] == URL
 
 
+def test_address_is_shown_before_there_is_a_run(ftf: Ftf, followed: pb.Integration) -> None:
+    """A typing mistake in it is the first thing to look for; what a URL contains beside it is nobody's business."""
+    followed.run_url, followed.kind = "", "webhook"
+    followed.spec.webhook.url = "https://hooks.example.com/x?token=1"
+    assert "\thttps://hooks.example.com/x\t" in ftf("integrations", "list", JOB).stdout
+    followed.kind = "mlflow"
+    followed.spec.mlflow.tracking_uri = "https://tracking.example.com"
+    assert "https://tracking.example.com" in ftf("jobs", "get", JOB).stdout
+
+
 def test_a_failed_one_is_continued_and_deleted(ftf: Ftf, gateway: FakeGateway, followed: pb.Integration) -> None:
-    assert ftf("integrations", "retry", "int_1").stdout.strip() == "int_1 PENDING"
+    assert ftf("integrations", "retry", "int_1").stdout.strip() == "int_1 RETRYING"
+    followed.state = pb.INTEGRATION_STATE_ACTIVE
+    assert ftf("integrations", "retry", "int_1").stdout.strip() == "int_1 ACTIVE: nothing had to be retried."
     assert ftf("integrations", "delete", "int_1").exit_code == 0
     assert not gateway.integrations
     for command in ("retry", "delete", "log"):

@@ -30,7 +30,7 @@ def test_finished_job_is_exported_for_llama_cpp_and_ollama(
     assert form.comparison is not None and form.comparison.rows == "held_out"
     assert form.comparison.mean_kl <= (form.comparison.max_mean_kl or 0)
     assert f"GGUF        {form.gguf.file}, f16" in shown and "tensors: 16 F16, 5 F32" in shown
-    assert f"llama-server -m {form.gguf.file}" in shown and "ollama create tuned -f gguf/Modelfile" in shown
+    assert f"llama-server -m {form.gguf.file}" in shown and "ollama create tiny-llama-tuned -f gguf/Modelfile" in shown
     reader = GGUFReader(out / form.gguf.file)
     assert len(reader.tensors) == 21
     assert (out / "gguf" / "Modelfile").read_text().startswith(f"FROM ./{Path(form.gguf.file).name}\nTEMPLATE")

@@ -14,7 +14,7 @@ from engine.errors import JobError
 from engine.estimate.known_architectures import known
 from engine.plan.export_checks import check_export
 from engine.plan.resolved import Resolved
-from engine.serving import READERS, Contents, adapter_settings, servable_by
+from engine.serving import READERS, Contents, adapter_settings, ollama_name, servable_by
 
 
 def contents(*formats: ExportFormat, **lora: Any) -> Contents:
@@ -117,9 +117,28 @@ def test_warning_names_what_loads_an_inl_model(tmp_path: Path, method: str, form
 def test_adapter_in_gguf_names_the_file_of_the_base_model_beside_it() -> None:
     """The package does not have it, and a command without it would load nothing."""
     found = {each.reader: each for each in servable_by(contents("gguf_adapter"))}
-    assert found["llama.cpp"].command == "llama-server -m BASE.gguf --lora gguf_adapter/NAME-lora.gguf"
-    assert "cp BASE.gguf gguf_adapter/ && ollama create" in found["ollama"].command
+    made_by = f"  # BASE.gguf: ftf export org/name@{'a' * 40} --format gguf"
+    command = f"llama-server -m BASE.gguf --lora gguf_adapter/NAME-lora.gguf{made_by}"
+    assert found["llama.cpp"].command == command
+    assert found["ollama"].command.endswith(made_by)
     assert found["vllm"].refusal == "the package has no model in its format"
+
+
+def test_folder_for_ollama_is_beside_the_package() -> None:
+    """`ftf verify` refuses a package with a file that its manifest does not name."""
+    found = {each.reader: each for each in servable_by(contents("gguf_adapter"))}
+    assert found["ollama"].command.startswith(
+        "mkdir -p ../tuned-adapter && cp gguf_adapter/* ../tuned-adapter/ && cp BASE.gguf ../tuned-adapter/BASE.gguf "
+        "&& ollama create tuned-adapter -f ../tuned-adapter/Modelfile && ollama run tuned-adapter"
+    )
+
+
+def test_two_forms_of_a_job_have_two_names_in_ollama() -> None:
+    """The second would replace the first, and that of another job."""
+    made = replace(contents("gguf", "gguf_adapter"), model_name=ollama_name("Docs | helper 2"))
+    commands = [each.command for each in servable_by(made) if each.reader == "ollama"]
+    assert "ollama create docs-helper-2 -f" in commands[0] and "ollama create docs-helper-2-adapter -f" in commands[1]
+    assert ollama_name("é") == "tuned" and ollama_name("x" * 39 + " yz") == "x" * 39
 
 
 def test_adapter_that_no_gguf_file_can_express_is_refused_before_the_training(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ class FakeGateway(
     deleted: list[str] = field(default_factory=list)
     # What the job's model has lost, as its evaluation shows.
     shown_regression: str = ""
+    failed_export: export_pb2.Export | None = None
+    """What GetExport returns instead of one that has SUCCEEDED."""
     integrations: list[integration_pb2.Integration] = field(default_factory=list)
     # Number of tries of each integration.
     delivery_attempts: int = 0
@@ -389,8 +391,17 @@ class FakeGateway(
     def GetExport(self, request: Any, context: Any) -> Any:
         self._enter("GetExport", request, context)
         result = stage_result_pb2.ExportResult(package_path="jobs/x/export.zip", package_size_bytes=2048)
-        export = export_pb2.Export(id="ex_1", job_id=JOB, formats=[1], result=result)
+        export = self.failed_export or export_pb2.Export(id="ex_1", job_id=JOB, formats=[1], result=result)
         return export_service_pb2.GetExportResponse(export=export)
+
+    def ListExportEvents(self, request: Any, context: Any) -> Any:
+        """Lists a failed attempt once."""
+        self._enter("ListExportEvents", request, context)
+        failure = event_pb2.StageFailed(reason="CRASHED", message="exited with status 3", last_lines=["KeyError: 'x'"])
+        events = (
+            [] if request.after_sequence else [event_pb2.Event(sequence=7, attempt=1, stage=4, stage_failed=failure)]
+        )
+        return export_service_pb2.ListExportEventsResponse(events=events, through_sequence=7)
 
     def Generate(self, request: Any, context: Any) -> Iterator[Any]:
         """Repeats the last thing that was said, word by word."""
@@ -540,7 +551,8 @@ class FakeGateway(
     def RetryIntegration(self, request: Any, context: Any) -> Any:
         self._enter("RetryIntegration", request, context)
         found = self._integration(request.integration_id, context)
-        found.state = integration_pb2.INTEGRATION_STATE_PENDING
+        if found.state == integration_pb2.INTEGRATION_STATE_FAILED:
+            found.state = integration_pb2.INTEGRATION_STATE_RETRYING
         return integration_service_pb2.RetryIntegrationResponse(integration=found)
 
     def DeleteIntegration(self, request: Any, context: Any) -> Any:

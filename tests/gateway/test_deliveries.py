@@ -12,12 +12,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from pydantic import SecretStr
 from sqlmodel import select
 
 from chassis.store.artifact_store import ArtifactStore
+from finetuneflow.v1 import integration_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec, WebhookSpec
+from finetuneflow.v1.integration_pb2 import IntegrationState
+from finetuneflow.v1.integration_service_pb2_grpc import (
+    IntegrationServiceStub,
+    add_IntegrationServiceServicer_to_server,
+)
 from gateway.deliveries.deliverer import Deliverer
 from gateway.deliveries.delivery import MakeSink, RetrySchedule
 from gateway.deliveries.http_client import HttpClient
@@ -26,6 +33,7 @@ from gateway.deliveries.sinks import DeliveryFailed
 from gateway.integrations import delivery_of
 from gateway.outbound_addresses import AddressPolicy, AddressRefused
 from gateway.secret_store import SecretKeys, SecretStore
+from gateway.servicers.integrations import Integrations
 from gateway.sql.database import Database
 from gateway.sql.tables import Delivery, DeliveryAttemptRow
 from gateway.work import lifecycle
@@ -33,6 +41,7 @@ from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder, WatchedDatabase
 from tests.gateway.jobs import Worker, create, events_of, log_at, running
+from tests.gateway.serving import serving
 from tests.gateway.webhook_receiver import SECRET, Receiver, receiving
 from tests.servers.nats import NatsServer
 
@@ -82,6 +91,18 @@ async def follow(database: Database, job_id: str, receiver: Receiver, *kinds: st
     async with database.write() as session:
         session.add(row)
     return row.id
+
+
+async def retry(database: Database, secrets: SecretStore, id_: str) -> None:
+    """Asks the gateway for it, as `ftf integrations retry` does."""
+    servicer = Integrations(database, LOOPBACK, secrets)
+    async with (
+        serving(api, "IntegrationService", add_IntegrationServiceServicer_to_server, servicer) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub: Any = IntegrationServiceStub(channel)
+        answer = await stub.RetryIntegration(api.RetryIntegrationRequest(integration_id=id_))
+    assert answer.integration.state == IntegrationState.INTEGRATION_STATE_RETRYING
 
 
 async def row_of(database: Database, id_: str) -> Delivery:
@@ -221,11 +242,44 @@ async def test_a_webhook_is_given_up_in_the_end(
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("secret", ["whsec_c2hvcnQ=", "no key", None])
-async def test_a_secret_that_is_no_key_is_named(
-    database: Database, ledger: Ledger, receiver: Receiver, secrets: SecretStore, secret: str | None
+async def test_a_deleted_secret_ends_the_delivery_and_a_retry_continues_it(
+    database: Database, ledger: Ledger, receiver: Receiver, secrets: SecretStore
 ) -> None:
-    await (secrets.set("default", "hook", secret) if secret else secrets.delete("default", "hook"))
+    """Only its owner can set it again, and tries before that change nothing."""
+    await secrets.delete("default", "hook")
+    id_ = await follow(database, await create(ledger), receiver)
+    async with delivering(database, secrets):
+        row = await until(database, id_, lambda row: row.end_time is not None)
+        assert (row.state, row.failures) == (
+            "INTEGRATION_STATE_FAILED",
+            1,
+        ) and "the secret hook was deleted" in row.error
+        await secrets.set("default", "hook", SECRET)
+        await retry(database, secrets, id_)
+        await receiver.until(lambda: receiver.accepted)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_a_retry_does_not_wait_for_the_next_try(
+    database: Database, ledger: Ledger, receiver: Receiver, secrets: SecretStore
+) -> None:
+    """The next try can be an hour away."""
+    receiver.answers = [500]
+    id_ = await follow(database, await create(ledger), receiver)
+    async with delivering(database, secrets, schedule=RetrySchedule(3600.0, 3600.0)):
+        await until(database, id_, lambda row: row.failures == 1)
+        await retry(database, secrets, id_)
+        await receiver.until(lambda: receiver.accepted)
+        row = await until(database, id_, lambda row: row.state == "INTEGRATION_STATE_ACTIVE")
+    assert row.failures == 0 and len(receiver.ids) == 2
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("secret", ["whsec_c2hvcnQ=", "no key"])
+async def test_a_secret_that_is_no_key_is_named(
+    database: Database, ledger: Ledger, receiver: Receiver, secrets: SecretStore, secret: str
+) -> None:
+    await secrets.set("default", "hook", secret)
     id_ = await follow(database, await create(ledger), receiver)
     async with delivering(database, secrets):
         row = await until(database, id_, lambda row: row.failures > 0)

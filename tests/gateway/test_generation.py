@@ -10,6 +10,7 @@ import pytest
 
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import evaluator_service_pb2
+from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.evaluator_service_pb2 import GenerateRequest, GenerateResponse, ServedModel
 from finetuneflow.v1.evaluator_service_pb2_grpc import EvaluatorServiceStub, add_EvaluatorServiceServicer_to_server
 from gateway.passthrough import Passthrough
@@ -130,6 +131,9 @@ async def test_models_that_cannot_be_asked_say_why(gateway: Gateway, tmp_path: P
 
         assert await refused(f"ft:{trained}@15") == (grpc.StatusCode.NOT_FOUND, "CHECKPOINT_NOT_FOUND")
         assert await refused(f"ft:{running}") == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_TRAINED")
+        await gateway.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=running))
+        over = await refusal(stub.Generate(GenerateRequest(model=f"ft:{running}", prompt="?")).read())
+        assert over.reason == "NOT_TRAINED" and "no model; create it again" in over.message
         assert await refused(f"ft:{running}@10") == (grpc.StatusCode.NOT_FOUND, "CHECKPOINT_NOT_FOUND")
         assert await refused(f"ft:{foreign}") == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
         assert await refused("") == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")

@@ -107,7 +107,7 @@ async def test_a_failed_integration_is_continued_and_its_tries_are_listed(
     assert page.attempts[0].http_status == 500 and not rest.next_page_token
     for _ in range(2):
         again = (await stub.RetryIntegration(api.RetryIntegrationRequest(integration_id=made.id))).integration
-        assert (again.state, again.failures) == (IntegrationState.INTEGRATION_STATE_PENDING, 0)
+        assert (again.state, again.failures) == (IntegrationState.INTEGRATION_STATE_RETRYING, 0)
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

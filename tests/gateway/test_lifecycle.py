@@ -372,6 +372,19 @@ async def test_cancelling_a_running_job_tells_its_worker(
     assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
 
 
+async def test_event_of_a_released_attempt_says_what_is_kept(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
+    """Only a training has checkpoints to continue from."""
+    job_id = await create(ledger)
+    first = await claim_latest_attempt(acceptance, recorder, "a")
+    await first.report(StageReleased(reason="DRAINED"))
+    assert "starts its preflight again" in (await job_of(ledger, job_id)).message
+    trained, worker = await create_job_in_training(ledger, acceptance, recorder)
+    await worker.report(StageReleased(reason="DRAINED"))
+    assert "continues it from its latest checkpoint" in (await job_of(ledger, trained)).message
+
+
 async def test_stage_completed_after_cancel_ends_cancelled(
     ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:

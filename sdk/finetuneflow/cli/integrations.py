@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_rows, session, shortened
 from finetuneflow.errors import InvalidArgument, Violation
-from finetuneflow.resources.integration import DeliveryAttempt, Integration
+from finetuneflow.resources.integration import DeliveryAttempt, Integration, IntegrationState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
 
 app = typer.Typer(no_args_is_help=True, help="Webhooks and trackers that follow jobs.")
 
 HEADERS = ("ID", "KIND", "STATE", "LAST EVENT", "RUN", "URL", "LAST ERROR")
+"""URL: that of the run at a tracker; before there is one, the address that is sent to."""
 
 _JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)]
 _Id = Annotated[str, typer.Argument(metavar="INTEGRATION", help="Id of the integration.", callback=not_empty)]
@@ -107,13 +109,15 @@ def list_integrations(ctx: typer.Context, job_id: _JobId, json: Json = False) ->
 
 @app.command()
 def retry(ctx: typer.Context, integration_id: _Id, json: Json = False) -> None:
-    """Continue an integration that has failed with the event that could not be delivered."""
+    """Continue an integration that has failed, or waits for its next try, with the event that was not delivered."""
     here = session(ctx)
     integration = here.client.integrations.retry(integration_id)
     if json:
         print_json(integration.proto)
-    else:
+    elif integration.state == IntegrationState.RETRYING:
         here.console.print(f"{integration.id} {integration.state}")
+    else:
+        here.console.print(f"{integration.id} {integration.state}: nothing had to be retried.")
 
 
 @app.command()
@@ -156,9 +160,18 @@ def row(integration: Integration) -> list[str]:
         integration.state,
         str(integration.delivered_sequence),
         integration.run_name,
-        integration.run_url,
+        integration.run_url or _address(integration),
         shortened(integration.last_error),
     ]
+
+
+def _address(integration: Integration) -> str:
+    """Returns the address that an integration sends to, without credentials; empty if it sends nothing."""
+    settings = integration.spec.get(integration.kind) or {}
+    default = "https://api.wandb.ai" if integration.kind == "wandb" and not settings.get("offline") else ""
+    url = settings.get("url") or settings.get("tracking_uri") or settings.get("base_url") or default
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def _try_row(tried: DeliveryAttempt) -> list[str]:

@@ -17,7 +17,7 @@ from finetuneflow.cli.evaluation_options import condition, grader_objects, json_
 from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines, phase_name
-from finetuneflow.cli.outcome import show_attempts, show_evaluation, show_forms, show_serving
+from finetuneflow.cli.outcome import show_attempts, show_evaluation, show_failed_attempt, show_forms, show_serving
 from finetuneflow.cli.refusals import options_named
 from finetuneflow.cli.session import (
     Json,
@@ -255,7 +255,7 @@ def export(
             secrets=None if token_secret is None else {"hub_write_token": token_secret},
         )
     try:
-        _created(here, made, detach=detach, json=json)
+        _created(here, made, detach=detach, json=json, downloads=out is not None)
     except typer.Exit as stopped:
         if out is not None and stopped.exit_code == DETACHED:
             error_console().print(f"Download it later: {ftf(f'download {made.id} --out {out}')}")
@@ -296,7 +296,7 @@ def make_app(noun: str, methods: Callable[[Client], Any]) -> typer.Typer:
         if json:
             print_json(work.proto)
         else:
-            _show(work, here.console)
+            _show(work, methods(here.client), here.console)
 
     def watch(
         ctx: typer.Context,
@@ -365,13 +365,14 @@ def download(
     print_downloaded(here.console, paths, as_json=json)
 
 
-def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
+def _created(here: Session, work: Work, *, detach: bool, json: bool, downloads: bool = False) -> None:
+    """Prints the work and follows it. With `downloads` the caller downloads the package, so nobody is told to."""
     noun = type(work).__name__
     group = f"{noun.lower()}s"
     if not detach:
         if not json:
             here.console.print(f"{noun} {work.id}")
-        _follow(here, lambda client: getattr(client, group), noun.lower(), work.id, json=json)
+        _follow(here, lambda client: getattr(client, group), noun.lower(), work.id, json=json, downloads=downloads)
     elif json:
         print_json(work.proto)
     else:
@@ -379,7 +380,14 @@ def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
 
 
 def _follow(
-    here: Session, methods: Callable[[Client], Any], noun: str, work_id: str, *, json: bool, after_sequence: int = 0
+    here: Session,
+    methods: Callable[[Client], Any],
+    noun: str,
+    work_id: str,
+    *,
+    json: bool,
+    after_sequence: int = 0,
+    downloads: bool = False,
 ) -> None:
     """Shows the events and the outcome; returns if it has SUCCEEDED, otherwise exits with a code."""
     lines = Lines()
@@ -416,7 +424,9 @@ def _follow(
         status.stop()
     work = methods(here.client).get(work_id)
     if not json:
-        _show_outcome(work, here.console)
+        _show_outcome(work, methods(here.client), here.console)
+        if isinstance(work, Export) and work.state == "SUCCEEDED" and not downloads:
+            _tell_download(work, here.console)
     if work.state != "SUCCEEDED":
         raise typer.Exit(JOB_FAILED)
 
@@ -427,13 +437,17 @@ def _phase(phase: Phase) -> Text:
     return Text(f"{phase_name(phase)}{done}" + (f": {phase.detail}" if phase.detail else ""), overflow="ellipsis")
 
 
-def _show_outcome(work: Work, console: Console) -> None:
+def _show_outcome(work: Work, source: Any, console: Console) -> None:
+    """Prints the outcome, with the last output of failed attempts; `source` lists the events."""
     noun = type(work).__name__
     if work.state == "FAILED":
         console.print(f"{noun} {work.id} failed: {work.reason}: {as_typed(work.message)}", style="red")
         console.print(f"Fault: {work.fault or 'unknown'}")
         if work.advice:
             console.print(f"Advice: {as_typed(work.advice)}")
+        if not work.belongs_to_job:
+            for event in source.events(work.id, kinds=["stage_failed"]):
+                show_failed_attempt(event, work, console)
     elif work.state != "SUCCEEDED":
         console.print(f"{noun} {work.id} is {work.state}.", style="yellow")
     else:
@@ -457,10 +471,13 @@ def _show_result(work: Work, console: Console) -> None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
         show_forms(work.result, console, of_job=bool(work.job_id))
         show_serving(work.result, console)
-        console.print(f"\nDownload the package: {ftf(f'download {work.id}')}")
 
 
-def _show(work: Work, console: Console) -> None:
+def _tell_download(export: Export, console: Console) -> None:
+    console.print(f"\nDownload the package: {ftf(f'download {export.id}')}")
+
+
+def _show(work: Work, source: Any, console: Console) -> None:
     console.print(work.id)
     console.print(f"State       {work.state}" + (f": {work.reason}" if work.reason else ""))
     against = f" against {work.against}" if isinstance(work, Evaluation) and work.against else ""
@@ -476,8 +493,10 @@ def _show(work: Work, console: Console) -> None:
         ended = f", ended {work.end_time.astimezone():%H:%M:%S}" if work.end_time else ""
         console.print(f"Created     {work.create_time.astimezone():%Y-%m-%d %H:%M:%S}{ended}")
     if work.state == "FAILED":
-        _show_outcome(work, console)
+        _show_outcome(work, source, console)
     _show_result(work, console)
+    if isinstance(work, Export) and work.result is not None:
+        _tell_download(work, console)
     show_attempts(work.attempts, console)
 
 

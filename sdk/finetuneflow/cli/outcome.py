@@ -16,6 +16,7 @@ from finetuneflow.cli.session import count, duration, print_rows, size
 from finetuneflow.client import Client
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
+from finetuneflow.resources.export import Export
 from finetuneflow.resources.job import AttemptSummary, Job, JobState
 from finetuneflow.resources.stage_result import ExportFormat, ExportResult, GateDecision, TrainingResult
 
@@ -91,7 +92,7 @@ def show_explanation(job: Job, events: Sequence[Event], console: Console) -> Non
     for event in events:
         if event.kind == "stage_failed":
             failure = event
-            _show_attempt(event, job, console)
+            show_failed_attempt(event, job, console)
         elif event.kind == "warning":
             advice = f" ({as_typed(event.warning.advice)})" if event.warning.advice else ""
             console.print(f"\nWarning in {event.stage.lower()}: {event.warning.message}{advice}", style="yellow")
@@ -122,17 +123,18 @@ def _attempt_row(attempt: AttemptSummary) -> list[str]:
     return [attempt.stage.lower(), str(attempt.attempt), attempt.node_id, outcome, attempt.reason, counted, took]
 
 
-def _show_attempt(event: Event, job: Job, console: Console) -> None:
-    """Prints a failed attempt, without what the job's own failure and the table of attempts contain."""
+def show_failed_attempt(event: Event, of: Job | Evaluation | Export, console: Console) -> None:
+    """Prints a failed attempt, without what the failure of its job, evaluation or export and the table of attempts
+    contain."""
     failure = event.stage_failed
-    said = [] if failure.message in job.message else [f"  {as_typed(failure.message)}"]
+    said = [] if failure.message in of.message else [f"  {as_typed(failure.message)}"]
     for violation in failure.violations:
         place = violation.field.rpartition(" row ")
         # The description starts with the row, too.
         description = violation.description.removeprefix(f"row {place[2]}: ")
-        if f"{description.partition(' [')[0]}" not in job.message:
+        if f"{description.partition(' [')[0]}" not in of.message:
             said.append(f"  {violation.field}: {description}")
-    if failure.advice and failure.advice not in job.advice:
+    if failure.advice and failure.advice not in of.advice:
         said.append(f"  Advice: {as_typed(failure.advice)}")
     if failure.last_lines:
         said += ["  Last output:", *(f"  | {line}" for line in failure.last_lines)]

@@ -87,7 +87,8 @@ class IntegrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryIntegration(self, request, context):
-        """Continues an integration that has FAILED with the event that could not be delivered. Does nothing in other states.
+        """Continues an integration that has FAILED, or waits for its next try (RETRYING), at once with the event that could not
+        be delivered; it is RETRYING then. Does nothing in other states.
         Fails with NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from engine.config.job import JobConfig, StartMode
+from engine.config.job import JobConfig, StartMode, default_display_name
 from finetuneflow.package_signature import Statement
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import MetricSeries
@@ -124,6 +124,15 @@ class ExportInput(ChildInput):
     def packed_step(self) -> int:
         """The step of the checkpoint that is packed; 0 for a base model."""
         return self.training.best_step if self.step is None else self.step
+
+    @property
+    def given_name(self) -> str:
+        """The job's display name, or one of its base model if nobody gave it one, so that the name of a dataset does
+        not make names of files and models long."""
+        named = self.config.display_name
+        if not self.of_base and named == default_display_name(self.config):
+            return f"{self.model.id.rpartition('/')[2]}-tuned"
+        return named
 
     @property
     def original(self) -> str:

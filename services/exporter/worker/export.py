@@ -15,6 +15,7 @@ from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 from engine.file_hash import sha256_of
 from engine.model_folder import unmergeable_tensor
+from engine.serving import BASE_GGUF
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
 from finetuneflow.v1.stage_result_pb2 import DataStatistics, ExportedForm, ExportResult, GgufFile, PreflightResult
 from services.exporter.phases import phases_of
@@ -93,6 +94,7 @@ def _write_forms(child_input: ExportInput, files: Path, sources: Path, phases: P
     """Writes each form that is asked for, with the tokenizer beside it; to a folder of `sources` for each format of
     GGUF files what these are made of."""
     formats, forms = child_input.config.export.formats, []
+    on_file = _files_of(child_input, phases, "writing_model", "writing")
     if child_input.of_base and (found := unmergeable_tensor(child_input.model.path)):
         name, dtype = found
         raise JobError(
@@ -125,11 +127,13 @@ def _write_forms(child_input: ExportInput, files: Path, sources: Path, phases: P
         _write_tokenizer(child_input, files / MERGED_FOLDER)
     if "gguf" in formats:
         write_source(child_input, sources / "gguf", on_bytes=_bytes_of(phases, "writing_model"))
-        forms += write_gguf(child_input, files, sources / "gguf", on_line=phases.check)
+        forms += write_gguf(child_input, files, sources / "gguf", on_line=phases.check, on_file=on_file)
         failpoint("export.gguf_written")
     if "gguf_adapter" in formats:
+        phases.enter("writing_model", f"writing {BASE_GGUF}, which adapters are compared on")
         write_adapter_source(child_input, sources / "gguf_adapter", on_line=phases.check)
-        forms += write_gguf_adapter(child_input, files, sources / "gguf_adapter", on_line=phases.check)
+        source = sources / "gguf_adapter"
+        forms += write_gguf_adapter(child_input, files, source, on_line=phases.check, on_file=on_file)
     return forms
 
 
@@ -148,6 +152,19 @@ def _bytes_of(phases: Phases, name: str) -> Callable[[int, int], None]:
     return lambda done, total: phases.advance(name, done / max(total, 1), f"{done:,} of {total:,} bytes")
 
 
+def _files_of(child_input: ExportInput, phases: Phases, name: str, verb: str) -> Callable[[str], None]:
+    """Returns a callback that names the GGUF file that a phase is about to work on; another follows its progress."""
+    export, began = child_input.config.export, set[str]()
+    count = len(export.adapter_gguf_types) + ("gguf" in export.formats and len(export.distinct_gguf_types))
+
+    def on_file(file: str) -> None:
+        began.add(file)
+        place = f"{len(began)} of {count} GGUF file{'s' if count > 1 else ''}"
+        phases.enter(name, f"{verb} {file} ({place})")
+
+    return on_file
+
+
 def _verify(
     sink: EventSink,
     child_input: ExportInput,
@@ -163,7 +180,8 @@ def _verify(
         from services.exporter.worker.verify import verify
 
         gguf = [form.gguf for form in forms if form.gguf]
-        found = verify(child_input, archive, scratch, phases.check, forms, sources if gguf else None)
+        on_file = _files_of(child_input, phases, "verifying", "comparing")
+        found = verify(child_input, archive, scratch, phases.check, forms, sources if gguf else None, on_file)
         # A GGUF file has no tokenizer beside it; its tokens and its chat template were compared.
         rendered = {
             form.name: check_rendering(

@@ -85,11 +85,16 @@ def write_adapter_source(child_input: ExportInput, folder: Path, on_line: Callab
 
 
 def write_gguf_adapter(
-    child_input: ExportInput, package: Path, source: Path, on_line: Callable[[], None]
+    child_input: ExportInput,
+    package: Path,
+    source: Path,
+    on_line: Callable[[], None],
+    on_file: Callable[[str], None],
 ) -> list[Form]:
     """Writes the files to the folder `gguf_adapter` of the package, and a Modelfile if rows were conversations.
 
-    `source` has the adapter (`write_adapter_source`). Raises JobError("GGUF_UNSUPPORTED").
+    `source` has the adapter (`write_adapter_source`). `on_file` is called with the name of each file
+    before it is made. Raises JobError("GGUF_UNSUPPORTED").
     """
     folder = package / GGUF_ADAPTER_FOLDER
     folder.mkdir()
@@ -103,6 +108,7 @@ def write_gguf_adapter(
     forms = []
     for type_, name in names.items():
         file = folder / name
+        on_file(name)
         arguments = [str(source), "--base", str(child_input.model.path), "--outfile", str(file), "--outtype", type_]
         run_script(converter(_SCRIPT), arguments, on_line)
         counts = collections.Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)

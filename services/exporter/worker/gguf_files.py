@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from gguf import GGUFReader
 
-from engine.config.job import CONVERTED_TYPES, default_display_name
+from engine.config.job import CONVERTED_TYPES
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 from engine.gguf_conversion import (
@@ -94,11 +94,18 @@ def chat_template(child_input: ExportInput) -> str:
     return _GENERATION.sub(lambda found: f"{found[1]}{'endif' if found[2] else 'if true'}{found[3]}", template)
 
 
-def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: Callable[[], None]) -> list[Form]:
+def write_gguf(
+    child_input: ExportInput,
+    package: Path,
+    source: Path,
+    on_line: Callable[[], None],
+    on_file: Callable[[str], None],
+) -> list[Form]:
     """Writes the files to the folder `gguf` of the package, and a Modelfile if rows were conversations.
 
     `source` has the model (`write_source`). `on_line` is called for each line that the converter or the library
-    prints. Raises JobError("GGUF_UNSUPPORTED"), SystemFailure("GGUF_QUANTIZER_MISSING").
+    prints, `on_file` with the name of each file before it is made. Raises
+    JobError("GGUF_UNSUPPORTED"), SystemFailure("GGUF_QUANTIZER_MISSING").
     """
     folder = package / GGUF_FOLDER
     folder.mkdir()
@@ -107,9 +114,12 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
     made = _write_modelfile(child_input, folder, list(names.values()))
     unrounded = unrounded_file(child_input, package, source)
     if export.quantized_gguf_types:
+        # The first step to the library's files.
+        on_file(names.get("f32") or names[export.quantized_gguf_types[0]])
         _convert_model(child_input, source, unrounded, "f32", on_line)
     for type_, name in names.items():
         file = folder / name
+        on_file(name)
         if type_ not in CONVERTED_TYPES:
             assert child_input.libllama  # noqa: S101 - it was checked first
             _quantize(child_input.libllama, unrounded, file, type_, on_line)
@@ -145,13 +155,8 @@ def _merge_base(child_input: ExportInput) -> str:
 
 
 def file_name(child_input: ExportInput) -> str:
-    """Returns how the names of the GGUF files begin: with the job's display name, or that of the base model if nobody
-    gave it one, so that the name of a dataset does not make them long."""
-    config, model = child_input.config, child_input.model
-    named = config.display_name
-    if not child_input.of_base and named == default_display_name(config):
-        named = f"{model.id.rpartition('/')[2]}-tuned"
-    return re.sub(r"[^a-z0-9._]+", "-", named.lower())[:60].strip("-.") or "model"
+    """Returns how the names of the GGUF files begin."""
+    return re.sub(r"[^a-z0-9._]+", "-", child_input.given_name.lower())[:60].strip("-.") or "model"
 
 
 def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str]) -> Modelfile | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.data.tokenizer import Tokenizer
+from engine.serving import export_of_base
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.go_template import GoTemplate, NotDerivable, Turn, go_template
 
@@ -25,7 +26,14 @@ def modelfile(child_input: ExportInput, files: Sequence[str], base: str = "") ->
     of the base model of this name, which has to be put beside it."""
     tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
     line = "ADAPTER" if base else "FROM"
-    lines = [f"# A GGUF file of the base model {child_input.model.id}:", f"FROM ./{base}"] if base else []
+    lines = []
+    if base:
+        made_by = export_of_base(child_input.model.id, child_input.model.revision)
+        lines = [
+            "# Copy this folder, because the package has to stay as it is, and add a GGUF file of the base model,",
+            f"# which this makes: {made_by}",
+            f"FROM ./{base}",
+        ]
     lines += [f"{line} ./{files[0]}", *(f"# {line} ./{file}" for file in files[1:])]
     gaps, stops = [], [tokenizer.eos_token]
 

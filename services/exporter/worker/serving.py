@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.config.job import ExportFormat
-from engine.serving import UNNAMED_GGUF, UNNAMED_GGUF_ADAPTER, Contents, Served, servable_by
+from engine.serving import UNNAMED_GGUF, UNNAMED_GGUF_ADAPTER, Contents, Served, ollama_name, servable_by
 from finetuneflow.v1.stage_result_pb2 import ServableBy
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form
@@ -31,6 +31,7 @@ def served_by(
             gguf_file=_first_file(forms, "gguf") or UNNAMED_GGUF,
             gguf_adapter_file=_first_file(forms, "gguf_adapter") or UNNAMED_GGUF_ADAPTER,
             of_base=child_input.of_base,
+            model_name=ollama_name(child_input.given_name),
         )
     )
 

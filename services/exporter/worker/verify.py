@@ -42,12 +42,14 @@ def verify(
     on_row: Callable[[], None] = lambda: None,
     forms: Sequence[Form] = (),
     sources: Path | None = None,
+    on_file: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Verified]:
     """Unpacks the zip into `scratch` and compares each form with the checkpoint, tensor by tensor and by logits.
 
     Returns the comparison of each form by its name. PackageBroken if an adapter or a file differs,
     JobError("EXPORT_DIFFERS") if a merged model or a GGUF file does. `on_row` is called for each row that these read.
-    `forms` are those of the package; `sources` has for each format of GGUF files a folder with what they were made of.
+    `on_file` is called with the name of each GGUF file before it is compared. `forms` are those of the package;
+    `sources` has for each format of GGUF files a folder with what they were made of.
     """
     with zipfile.ZipFile(package) as archive:
         archive.extractall(scratch)
@@ -68,11 +70,13 @@ def verify(
         source = sources / "gguf"
         unrounded = verify_unrounded(child_input, scratch, source, on_row)
         for form in (form for form in forms if form.format == "gguf"):
+            on_file(Path(form.gguf.file).name if form.gguf else "")
             found[form.name] = verify_gguf(child_input, form, scratch, source, checkpoint, unrounded, on_row)
             gc.collect()
     if sources and "gguf_adapter" in formats:
         source = sources / "gguf_adapter"
         for form in (form for form in forms if form.format == "gguf_adapter"):
+            on_file(Path(form.gguf.file).name if form.gguf else "")
             found[form.name] = verify_gguf_adapter(child_input, form, scratch, source, checkpoint, scratch, on_row)
             gc.collect()
     return found

@@ -211,9 +211,29 @@ def test_adapter_that_no_gguf_file_can_express_is_refused_at_once(spec: dict[str
     assert violation.field == "spec.export.formats" and words in violation.description
 
 
+@pytest.mark.parametrize(
+    "export", [{"formats": ["adapter", "merged", "adapter"]}, {"formats": ["gguf"], "gguf_types": ["f16", "f16"]}]
+)
+def test_form_or_type_that_is_named_twice_is_refused(export: dict[str, Any]) -> None:
+    """The second may be a slip for another one, which the package would lack."""
+    with pytest.raises(JobError) as error:
+        job_config({**MINIMAL, "export": export})
+    (violation,) = error.value.violations
+    assert violation.description.endswith("twice; remove one of them.")
+
+
+def test_inl_models_are_advised_to_export_what_they_can() -> None:
+    """The advice for other models, gguf, would lead to the next refusal."""
+    spec = {**MINIMAL, "base_model": "inl-small", "lora": {"use_dora": True}, "export": {"formats": ["gguf_adapter"]}}
+    with pytest.raises(JobError) as error:
+        job_config(spec)
+    (violation,) = error.value.violations
+    assert violation.description.endswith("Use merged or remove it.")
+
+
 def test_types_of_adapters_are_those_that_the_converter_makes() -> None:
     """k-quants beside them are for the whole model, and one list of types says both."""
-    both = {"formats": ["gguf", "gguf_adapter"], "gguf_types": ["q4_k_m", "f16", "q8_0", "f16"]}
+    both = {"formats": ["gguf", "gguf_adapter"], "gguf_types": ["q4_k_m", "f16", "q8_0"]}
     assert job_config({**MINIMAL, "export": both}).export.adapter_gguf_types == ["f16", "q8_0"]
     rslora = {**MINIMAL, "lora": {"use_rslora": True}, "export": {"formats": ["gguf_adapter"]}}
     assert job_config(rslora).export.adapter_gguf_types == ["f16"]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 from engine import gguf_conversion
 from engine.errors import JobError, SystemFailure
 from engine.model.materialise import materialise, packaged_gguf
-from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
+from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, Warning
 from finetuneflow.v1.stage_result_pb2 import ExportResult, PreflightResult
 from services.exporter.worker import gguf_files
 from services.exporter.worker.__main__ import main
@@ -88,6 +88,11 @@ def test_files_are_the_trained_model_with_its_template(
     with zipfile.ZipFile(out / ZIP) as archive:
         assert files <= set(archive.namelist())
 
+    details = [event.detail for event in sink.said if isinstance(event, Phase)]
+    for verb in ("writing", "comparing"):
+        assert f"{verb} docs-helper-f16.gguf (1 of 2 GGUF files)" in details
+        assert f"{verb} docs-helper-q8_0.gguf (2 of 2 GGUF files)" in details
+
     _, f16, q8_0 = result.forms
     assert [f16.gguf.file, q8_0.gguf.file] == ["gguf/docs-helper-f16.gguf", "gguf/docs-helper-q8_0.gguf"]
     assert (f16.path, f16.dtype, dict(f16.gguf.tensor_types)) == ("gguf", "f16", {"F16": 16, "F32": 5})
@@ -106,7 +111,7 @@ def test_files_are_the_trained_model_with_its_template(
     assert lines.startswith("FROM ./docs-helper-f16.gguf\n# FROM ./docs-helper-q8_0.gguf\nTEMPLATE ")
     assert 'SYSTEM """Be "brief".\nAlways."""\nPARAMETER stop "<|im_end|>"\n' in lines
     card = (out / "README.md").read_text()
-    assert "llama-server -m gguf/docs-helper-f16.gguf" in card and "ollama create tuned -f gguf/Modelfile" in card
+    assert "llama-server -m gguf/docs-helper-f16.gguf" in card and "ollama create docs-helper -f gguf/Modelfile" in card
     assert "- GGUF: `gguf/docs-helper-q8_0.gguf` for llama.cpp and Ollama" in (out / "report.md").read_text()
     forms = json.loads((out / "metrics.json").read_text())["export"]["forms"]
     assert forms[1]["gguf"]["tensor_types"] == {"F16": 16, "F32": 5}

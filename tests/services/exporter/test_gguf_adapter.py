@@ -126,7 +126,7 @@ def test_file_beside_the_base_model_is_the_trained_model(
     assert "FROM ./BASE.gguf\nADAPTER ./docs-helper-lora-f32.gguf\n# ADAPTER ./docs-helper-lora-q8_0" in lines
     assert "TEMPLATE" in lines
     served = {each.reader: each.command for each in result.servable_by}
-    assert served["llama.cpp"] == f"llama-server -m BASE.gguf --lora {files[0]}"
+    assert served["llama.cpp"].startswith(f"llama-server -m BASE.gguf --lora {files[0]}  # BASE.gguf: ftf export ")
     card, report = (given.out_dir / "README.md").read_text(), (given.out_dir / "report.md").read_text()
     assert "library_name: llama.cpp" in card
     assert served["llama.cpp"] in card and served["llama.cpp"] in report
