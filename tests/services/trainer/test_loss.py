@@ -24,6 +24,7 @@ from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import trainable_model
 from services.trainer.worker.progress import Progress
+from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.recipe import train
 from services.trainer.worker.stopwatch import Stopwatch
 from services.trainer.worker.training_log import TrainingLog
@@ -50,6 +51,7 @@ def _callback(child_input: Any) -> TrainingCallback:
         child_input.config.hyperparameters,
         curriculum=None,
         restored=None,
+        ranks=Ranks(),
         progress=Progress(),
         log=TrainingLog(child_input.out_dir, None),
         stopwatch=Stopwatch("cpu"),
@@ -68,7 +70,7 @@ def test_scoring_only_trained_positions_keeps_loss_and_gradients(make_input: Any
         torch.manual_seed(7)
         model = trainable_model(child_input.config, child_input.model, "cpu")
         trainer = (
-            Trainer(_callback(child_input), None, model=model, **_arguments(child_input))
+            Trainer(_callback(child_input), None, Ranks(), model=model, **_arguments(child_input))
             if ours
             else SFTTrainer(model=model, **_arguments(child_input))
         )
@@ -91,7 +93,7 @@ def test_label_smoothing_equals_that_of_transformers(make_input: Any, items: int
     for ours in (True, False):
         torch.manual_seed(7)
         model = trainable_model(child_input.config, child_input.model, "cpu")
-        trainer = Trainer(_callback(child_input), None, model=model, **_arguments(child_input))
+        trainer = Trainer(_callback(child_input), None, Ranks(), model=model, **_arguments(child_input))
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
         model.train()
         if ours:
@@ -162,7 +164,7 @@ def test_packed_rows_do_not_attend_to_each_other(make_input: Any) -> None:
     arguments = _arguments(child_input) | {"train_dataset": packed}
     torch.manual_seed(7)
     model = trainable_model(child_input.config, child_input.model, "cpu")
-    trainer = Trainer(_callback(child_input), None, model=model, **arguments)
+    trainer = Trainer(_callback(child_input), None, Ranks(), model=model, **arguments)
     model.eval()
     total, count = 0.0, 0
     for row in packed:
