@@ -238,8 +238,11 @@ def _needs(job: Job, training: TrainingResult) -> str:
     estimate = job.preflight.estimate if job.preflight else None
     parts = []
     if peak := training.peak_gpu_memory_bytes or training.peak_memory_bytes:
-        expected = f" (estimate {size(estimate.memory_total_bytes)})" if estimate else ""
-        parts.append(f"peak memory {size(peak)}{expected}")
+        # Main memory is that of all processes, a GPU's that of one; the estimate is that of each.
+        processes = 1 if training.peak_gpu_memory_bytes or not estimate else max(estimate.world_size, 1)
+        expected = f" (estimate {size(processes * estimate.memory_total_bytes)})" if estimate else ""
+        of_all = f" in {processes} processes" if processes > 1 else ""
+        parts.append(f"peak memory {size(peak)}{of_all}{expected}")
     if speed := training.train_tokens_per_second:
         expected = f" (estimate {estimate.tokens_per_second:,.0f})" if estimate and estimate.tokens_per_second else ""
         parts.append(f"{speed:,.0f} tokens/s{expected}")
