@@ -189,8 +189,8 @@ class TrainingResult(Resource):
     peak_memory_bytes: int
     """Peak resident memory of the training process in the last attempt, in bytes; of several, the sum."""
     peak_gpu_memory_bytes: int | None
-    """Peak memory that torch reserved on the GPU in the last attempt, in bytes; of several GPUs, that of the one with the
-    most. None on CPUs."""
+    """Peak memory that torch reserved on the GPU in the last attempt, in bytes; of several GPUs, that of the fullest.
+    None on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
