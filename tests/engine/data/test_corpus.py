@@ -64,6 +64,7 @@ def lines(name: str, count: int) -> str:
     return "".join(f"{name}{number} says what this function does.\n" for number in range(count))
 
 
+@pytest.mark.long
 def test_every_row_is_trained_as_often_as_every_other_but_for_the_held_out_ones(streaming: Streaming) -> None:
     """A text that is skipped or repeated at the end of a chunk, a file or an epoch would not show anywhere else."""
     names = [f"<{name}{number}>" for name in "abc" for number in range(300)]

@@ -137,6 +137,7 @@ def test_filters_that_take_too_long_are_ended(monkeypatch: pytest.MonkeyPatch) -
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_a_template_ends_whose_time_passes_in_callbacks_of_the_garbage_collector() -> None:
     """Python ignores exceptions there, so a template that is slow by its garbage would end the process."""

@@ -213,6 +213,7 @@ def test_random_tokens_cannot_be_predicted() -> None:
     assert loss > math.log(_VOCABULARY) - 0.01
 
 
+@pytest.mark.long
 def test_earlier_tokens_can_be_used() -> None:
     """Each second token repeats the first one, which only the average of earlier tokens tells."""
 

@@ -133,6 +133,7 @@ def test_file_beside_the_base_model_is_the_trained_model(
     assert f"- GGUF adapter: `{files[1]}`" in report and "beside a GGUF file of the base model" in card
 
 
+@pytest.mark.long
 def test_rslora_adapter_has_the_scale_of_its_training(given: ExportInput, base: Path, tmp_path: Path) -> None:
     """llama.cpp divides alpha by the rank, where rsLoRA divides it by the root of the rank; the converter does not see
     it, and the model would answer as if it had been trained half as much."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pytest
+
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_SYSTEM_ERROR
 from tests.services.trainer.children import run
@@ -73,6 +75,7 @@ def test_pause_saves_a_checkpoint_and_releases(make_input: Any, tmp_path: Path) 
     assert (child_input.out_dir / events[-2].checkpoint.path / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_training_resumed_in_another_process_has_same_result(make_input: Any, tmp_path: Path) -> None:
     """Otherwise a training whose machine was switched off could not resume from its checkpoint alone."""
     settings: dict[str, Any] = {"eval_steps": 6, "group_by_length": True}
