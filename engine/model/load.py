@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from engine.config.job import AttentionImplementation, Method, Precision, Quantization
@@ -73,7 +74,7 @@ def load_base(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, StrictDataclassError, TypeError, ValueError) as error:
         # What transformers raises for a setting of an unknown name or a wrong type depends on where it reads it.
         said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}"
         raise model_error("NOT_A_MODEL", f"transformers cannot load the base model: {said}.", _ANOTHER) from error

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from torch.nn import functional
 
 from engine.config.job import Lora, Quantization
+from engine.errors import JobError
 from engine.model import load
 from engine.model.adapter import attach_lora, load_adapter
 from engine.model.generate import generate
@@ -50,6 +52,16 @@ def test_loss_is_mean_over_tokens_for_any_batch_size(model: Any) -> None:
     assert (found.num_examples, found.num_trained_tokens) == (3, count)
     assert found.perplexity == pytest.approx(math.exp(found.loss))
     assert shares[-1] == 1.0
+
+
+def test_settings_of_a_wrong_type_are_named(folder: Path, tmp_path: Path) -> None:
+    """The owner of the model can correct them; a crash of the worker would be repeated instead."""
+    wrong = shutil.copytree(folder, tmp_path / "wrong")
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(JobError) as caught:
+        load.load_base(wrong, dtype=torch.float32, on="cpu")
+    assert caught.value.reason == "NOT_A_MODEL"
 
 
 def test_rows_without_trained_tokens_are_an_error(model: Any) -> None:
