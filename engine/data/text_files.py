@@ -1,6 +1,7 @@
 """Divides running text into rows of whole lines, so that a whole book is trained and not only its start."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO
 
 from engine.data.rows import Row, RowProblem
@@ -14,8 +15,17 @@ def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
 
     No text is lost except blank lines at the start and end of the file.
     """
+    held: Row | None = None
     for number, piece, continues in pieces(file, pack_bytes):
-        yield from rows_of_piece(number, piece, continues=continues)
+        for item in rows_of_piece(number, piece, continues=continues):
+            if held is not None:
+                yield held
+            held = item if isinstance(item, Row) and item.continues else None
+            if held is None:
+                yield item
+    if held is not None:
+        # Only blank lines follow.
+        yield replace(held, continues=False)
 
 
 def pieces(file: IO[bytes], pack_bytes: int, first: int = 1) -> Iterator[tuple[int, bytes, bool]]:

@@ -128,6 +128,13 @@ def test_a_text_is_packed_without_losing_a_character(tmp_path: Path) -> None:
     assert all(row.values["text"].split("\n")[0] in lines[row.number - 1] for row in rows)
 
 
+def test_a_text_ends_before_blank_lines(tmp_path: Path) -> None:
+    """Otherwise its end is not trained, and a model goes on after its last sentence."""
+    (tmp_path / "play.txt").write_text("The end.\n" + "\n" * 10_000)
+    (row,) = (row for row in read_rows(tmp_path / "play.txt", max_length=256) if isinstance(row, Row))
+    assert (row.values["text"].strip(), row.continues) == ("The end.", False)
+
+
 def test_a_large_array_is_read_in_a_small_memory(tmp_path: Path) -> None:
     """Files are larger than machines."""
     row = json.dumps({"question": "Why? " * 20, "answer": "So. " * 100})
