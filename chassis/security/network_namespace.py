@@ -26,16 +26,30 @@ def enter() -> bool:
 
     Without the right to do so it enters a new user namespace as well, in which it has its own user and group alone.
     """
-    unshare = ctypes.CDLL(None, use_errno=True).unshare
-    if unshare(_NEW_NETWORK) != 0:
+    # Some systems allow the namespace and then refuse its interface; a process cannot leave a network again.
+    attempt = os.fork()
+    if attempt == 0:
+        status = 1
+        with contextlib.suppress(OSError):
+            _enter()
+            status = 0
+        os._exit(status)
+    if os.waitpid(attempt, 0)[1] != 0:
+        return False
+    _enter()
+    return True
+
+
+def _enter() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEW_NETWORK) != 0:
         user, group = os.geteuid(), os.getegid()
-        if unshare(_NEW_NETWORK | _NEW_USER) != 0:
-            return False
+        if libc.unshare(_NEW_NETWORK | _NEW_USER) != 0:
+            raise OSError(ctypes.get_errno(), "unshare failed")
         for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             Path("/proc/self", name).write_text(line, "ascii")
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _UP | _RUNNING))
-    return True
 
 
 def ephemeral_ports() -> range:

@@ -322,9 +322,9 @@ class Export(Section):
 
 
 Parallelism = Literal["auto", "ddp", "zero2", "zero2_offload", "fsdp"]
-"""How the processes of a training share it; the contract of ResourceSpec.parallelism says what each means."""
+"""Ways to divide a training among its processes; ResourceSpec.parallelism in the protos describes each."""
 RUNNABLE_PARALLELISM: Final[tuple[Parallelism, ...]] = ("ddp", "zero2", "zero2_offload")
-"""Those that trainers of this version can run."""
+"""Ways that trainers of this version can run."""
 
 
 class Resources(Section):

@@ -40,7 +40,7 @@ Joint = Literal["between", "within", "broken"]
 
 @dataclass
 class Position:
-    """Where the files of one weight are read."""
+    """Reading position in the files of one weight."""
 
     epoch: int = 0
     file: int = 0
@@ -61,7 +61,7 @@ class Position:
 
 @dataclass
 class State:
-    """Where the whole corpus is read, before a block."""
+    """Reading position in the whole corpus before a block."""
 
     block: int
     """Number of the block, from 0."""
@@ -81,7 +81,7 @@ class State:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What preflight found out about a corpus: the content of corpus.json and held_out.bin, beside token shards."""
+    """Results of preflight about a corpus: the content of corpus.json and held_out.bin, beside token shards."""
 
     tokens: list[int]
     """Estimated tokens of each source of training_data in one epoch, before its weight."""
@@ -102,7 +102,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class StreamedCorpus:
-    """Everything that decides the sequences beside the job and its tokenizer."""
+    """Inputs that decide the sequences, beside the job and its tokenizer."""
 
     corpus: Corpus
     files: Mapping[str, Path]

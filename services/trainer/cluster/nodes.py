@@ -15,7 +15,7 @@ SAME: Final = (DISTRIBUTION, "torch", "transformers", "peft", "trl")
 
 
 class Question(BaseModel):
-    """What a survey is about."""
+    """Input of a survey of the cluster."""
 
     address: str
     """host:port of the cluster's head, or `auto`."""
@@ -26,26 +26,26 @@ class Question(BaseModel):
 
 
 class NodeFacts(BaseModel):
-    """What a node says of itself."""
+    """Facts that a node reports about itself."""
 
     id: str
     """Its id in the cluster."""
     address: str
     versions: dict[str, str]
-    """Of the distributions that must be the same."""
+    """Versions of the packages that must be equal on all nodes, by name."""
     found: str = ""
     """Content of the file that the trainer has written, as the node reads it; empty if it cannot."""
     missing_models: list[str] = []
     """Aliases of models that it does not have."""
     unconfined: list[str] = []
-    """What it cannot refuse to a child."""
+    """Limits of children that its kernel cannot enforce, as sentences."""
     hardware: dict[str, Any] = {}
     gpus: int
     """Number of GPUs that the cluster gives to its work."""
 
 
 class Survey(BaseModel):
-    """What was found."""
+    """Result of a survey."""
 
     address: str = ""
     """host:port of the cluster's head."""
