@@ -60,7 +60,7 @@ from gateway.specs import (
 from gateway.sql.tables import SavedResult, Work, now
 from gateway.tuned_models import TUNED, find_checkpoint, find_job, resolved_settings, split_name, trained_job
 from gateway.uncancellable import in_thread
-from gateway.waiting import Nodes
+from gateway.waiting import Nodes, why_it_waits
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision
@@ -91,7 +91,7 @@ class Results(Generic[_Message]):
         message: Callable[[SavedResult, Work], _Message],
         nodes: Nodes | None = None,
     ) -> None:
-        """`nodes` tells which types of GGUF files exporters make."""
+        """`nodes` tells which types of GGUF files exporters make, and who could take work that waits."""
         self._nodes = nodes
         self.work = methods
         self._kind = methods.kind
@@ -175,7 +175,10 @@ class Results(Generic[_Message]):
             saved, work = await self._find(session, result_id, tenant)
             message: _Message = self._message(saved, work)
             if saved.id == work.id:
-                message.attempts.extend(map(views.attempt, await self.work.attempts(session, work)))
+                attempts = await self.work.attempts(session, work)
+                message.attempts.extend(map(views.attempt, attempts))
+                if self._nodes is not None and attempts and attempts[-1].state == "READY":
+                    message.waiting = await why_it_waits(session, attempts[-1], self._nodes)
             return message
 
     async def list(
@@ -443,9 +446,9 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     def __init__(
         self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore, nodes: Nodes | None = None
     ) -> None:
-        """`nodes` tells which tasks of lm-evaluation-harness evaluators have."""
+        """`nodes` tells which tasks of lm-evaluation-harness evaluators have, and who could take work that waits."""
         self._nodes = nodes
-        self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
+        self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation, nodes)
         self._catalogue = catalogue
         self._store = store
 
@@ -513,7 +516,7 @@ class Exports(export_grpc.ExportServiceServicer):
     """Served by the gateway."""
 
     def __init__(self, methods: WorkMethods, catalogue: Catalogue, nodes: Nodes | None = None) -> None:
-        """`nodes` tells which types of GGUF files exporters make."""
+        """`nodes` tells which types of GGUF files exporters make, and who could take work that waits."""
         self._results: Results[Export] = Results(methods, catalogue, views.export, nodes)
 
     async def CreateExport(

@@ -9,18 +9,21 @@ from sqlmodel import col, select
 from chassis.errors import InvalidArgument, Violation
 from engine.config.section import NAME_PATTERN
 from finetuneflow.v1 import secret_service_pb2 as api
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
 from finetuneflow.v1.secret_pb2 import Secret
 from finetuneflow.v1.secret_service_pb2_grpc import SecretServiceServicer
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.paging import page_of
 from gateway.secret_store import SecretStore
+from gateway.specs import integration_secrets
 from gateway.sql.database import Database
-from gateway.sql.tables import SecretRow
+from gateway.sql.tables import Delivery, SecretRow
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_BYTES: Final = 64 << 10
+_MAX_NAMED: Final = 100
 
 
 class Secrets(SecretServiceServicer):
@@ -50,8 +53,14 @@ class Secrets(SecretServiceServicer):
 
     async def DeleteSecret(self, request: api.DeleteSecretRequest, context: Context) -> api.DeleteSecretResponse:
         _check_name(request.name)
-        await self._store.delete(tenant_of(context), request.name)
-        return api.DeleteSecretResponse()
+        tenant = tenant_of(context)
+        await self._store.delete(tenant, request.name)
+        query = select(Delivery).where(Delivery.tenant == tenant, col(Delivery.end_time).is_(None))
+        async with self._database.read() as session:
+            unended = (await session.exec(query.order_by(col(Delivery.id)))).all()
+        specs = {row.id: IntegrationSpec.FromString(row.spec) for row in unended}
+        named = [id_ for id_, spec in specs.items() if request.name in integration_secrets(spec, "").values()]
+        return api.DeleteSecretResponse(integration_ids=named[:_MAX_NAMED])
 
 
 def _check_name(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.paging import paged
@@ -47,17 +47,22 @@ class AsyncSecrets:
         request = pb.ListSecretsRequest()
         return paged(self._transport, self._stub.ListSecrets, request, "secrets", limit, Secret.from_proto)
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str) -> Sequence[str]:
         """Deletes a secret. Attempts that have begun keep it; later ones of jobs that name it fail.
 
         Args:
             name: Name of the secret.
 
+        Returns:
+            Ids of the integrations that have not ended and name the secret, at most 100. Each fails at its next
+            delivery, unless the secret is set again before.
+
         Raises:
             NotFound: The secret does not exist.
             InvalidArgument: No secret can have that name.
         """
-        await self._transport.call(self._stub.DeleteSecret, pb.DeleteSecretRequest(name=name))
+        response = await self._transport.call(self._stub.DeleteSecret, pb.DeleteSecretRequest(name=name))
+        return list(response.integration_ids)
 
 
 class Secrets(Blocking):

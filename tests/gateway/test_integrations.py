@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from pydantic import SecretStr
 from sqlmodel import select
+from typer.testing import CliRunner
 
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from finetuneflow.cli.app import build_app
 from finetuneflow.v1 import fine_tuning_service_pb2 as job_api
 from finetuneflow.v1 import integration_service_pb2 as api
+from finetuneflow.v1 import secret_service_pb2 as secret_api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec, WebhookSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from finetuneflow.v1.integration_pb2 import IntegrationState
@@ -23,12 +28,14 @@ from finetuneflow.v1.integration_service_pb2_grpc import (
     IntegrationServiceStub,
     add_IntegrationServiceServicer_to_server,
 )
+from finetuneflow.v1.secret_service_pb2_grpc import add_SecretServiceServicer_to_server
 from finetuneflow.v1.work_pb2 import Node
 from gateway.outbound_addresses import AddressPolicy
 from gateway.preflights import Preflights
 from gateway.secret_store import SecretKeys, SecretStore
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
 from gateway.servicers.integrations import Integrations
+from gateway.servicers.secrets import Secrets
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
 from gateway.sql.tables import Delivery, DeliveryAttemptRow, UploadedDataset, now
@@ -49,10 +56,15 @@ class WithoutNodes:
 
 
 @pytest.fixture
-async def stub(database: Database, tmp_path: Path) -> AsyncIterator[Any]:
-    secrets = SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr("")))
-    await secrets.set("default", "hook", SECRET)
-    await secrets.set("default", "wandb", "a key of another form")
+async def secrets(database: Database, tmp_path: Path) -> SecretStore:
+    store = SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr("")))
+    await store.set("default", "hook", SECRET)
+    await store.set("default", "wandb", "a key of another form")
+    return store
+
+
+@pytest.fixture
+async def stub(database: Database, secrets: SecretStore) -> AsyncIterator[Any]:
     servicer = Integrations(database, AddressPolicy(), secrets)
     async with (
         serving(api, "IntegrationService", add_IntegrationServiceServicer_to_server, servicer) as address,
@@ -185,3 +197,27 @@ async def test_a_job_shows_the_integrations_that_it_was_created_with(
         assert await refusal(jobs.CreateFineTuningJob(request)) == refused
     async with database.read() as session:
         assert not (await session.exec(select(Delivery))).all()
+
+
+async def test_integrations_that_need_a_deleted_secret_are_named(
+    stub: Any, database: Database, ledger: Ledger, secrets: SecretStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next delivery is the first that says so."""
+    job_id = await create(ledger)
+    made = [
+        (await stub.CreateIntegration(api.CreateIntegrationRequest(job_id=job_id, spec=HOOK))).integration.id
+        for _ in range(2)
+    ]
+    async with database.write() as session:
+        ended = (await session.exec(select(Delivery).where(Delivery.id == made[1]))).one()
+        ended.state, ended.end_time = "INTEGRATION_STATE_DONE", now()
+        session.add(ended)
+    servicer = Secrets(database, secrets)
+    async with serving(secret_api, "SecretService", add_SecretServiceServicer_to_server, servicer) as address:
+        monkeypatch.setenv("FTF_ADDRESS", address)
+        found = [
+            await asyncio.to_thread(CliRunner().invoke, build_app(), ["secrets", "delete", name, "--json"])
+            for name in ("wandb", "hook")
+        ]
+    assert [json.loads(each.stdout)["integration_ids"] for each in found] == [[], made[:1]]
+    assert not found[0].stderr and f"{made[0]}. To set it again: ftf secrets set hook" in found[1].stderr

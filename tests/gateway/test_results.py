@@ -263,13 +263,16 @@ async def test_separate_export_has_state_events_and_retries_like_a_job(servers: 
     job_id = await servers.job()
     made = (await export(servers, job_id, formats=[ADAPTER])).export
     assert (made.state, made.attempt, made.max_attempts) == (JobState.JOB_STATE_QUEUED, 1, 3)
+    assert made.waiting.startswith("No exporter of pool 'default' is running")
     watching = servers.exports.WatchExport(export_api.WatchExportRequest(export_id=made.id))
     worker = await servers.worker()
     assert worker.assignment.fine_tuning_job_id == job_id
     assert worker.assignment.training.total_steps == 48
     assert worker.assignment.evaluation.tuned_loss == 3.0
     await worker.report(Phase(name="packing", index=3, count=5, fraction=0.5))
-    progress = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export.progress
+    running = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export
+    assert not running.waiting
+    progress = running.progress
     assert (progress.phase, progress.phase_index, progress.phase_count, progress.phase_fraction) == (
         "packing",
         3,

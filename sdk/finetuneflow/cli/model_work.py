@@ -480,6 +480,8 @@ def _tell_download(export: Export, console: Console) -> None:
 def _show(work: Work, source: Any, console: Console) -> None:
     console.print(work.id)
     console.print(f"State       {work.state}" + (f": {work.reason}" if work.reason else ""))
+    if work.waiting:
+        console.print(f"Waiting     {work.waiting}")
     against = f" against {work.against}" if isinstance(work, Evaluation) and work.against else ""
     console.print(f"Model       {work.model}{against}")
     if work.belongs_to_job:

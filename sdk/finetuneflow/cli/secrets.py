@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from finetuneflow.cli.advice import ftf
+from finetuneflow.cli.console import error_console
 from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_rows, session
 
 app = typer.Typer(
@@ -47,8 +49,11 @@ def list_secrets(ctx: typer.Context, json: Json = False) -> None:
 def delete(ctx: typer.Context, name: _Name, json: Json = False) -> None:
     """Delete a secret permanently."""
     here = session(ctx)
-    here.client.secrets.delete(name)
-    print_deleted(here.console, name, as_json=json)
+    integrations = here.client.secrets.delete(name)
+    print_deleted(here.console, name, as_json=json, integration_ids=integrations)
+    if integrations:
+        message = f"These integrations need it and fail at their next delivery: {', '.join(integrations)}."
+        error_console().print(f"{message} To set it again: {ftf(f'secrets set {name}')}")
 
 
 def _asked(name: str) -> str:

@@ -69,10 +69,10 @@ def print_json(*messages: Message, **more: object) -> None:
         sys.stdout.flush()
 
 
-def print_deleted(console: Console, id_: str, *, as_json: bool) -> None:
-    """Prints that a resource was deleted, or its id as JSON."""
+def print_deleted(console: Console, id_: str, *, as_json: bool, **more: object) -> None:
+    """Prints that a resource was deleted, or its id as JSON with the fields `more`."""
     if as_json:
-        sys.stdout.write(json.dumps({"deleted": id_}) + "\n")
+        sys.stdout.write(json.dumps({"deleted": id_, **more}) + "\n")
     else:
         console.print(f"Deleted {id_}")
 

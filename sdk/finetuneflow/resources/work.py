@@ -50,6 +50,9 @@ class ModelWork(Resource):
     """Time at which it ended. None before."""
     attempts: tuple[AttemptSummary, ...]
     """The latest 100 attempts, oldest first. Set by `get`; other methods leave it empty."""
+    waiting: str
+    """Why it waits, in one sentence, and how many attempts are before it. Empty if it does not wait. Set by `get`;
+    other methods leave it empty."""
 
     @property
     def ended(self) -> bool:

@@ -25,7 +25,7 @@ ROW_CHANGE_WORSENED: RowChange
 ROW_CHANGE_EQUAL: RowChange
 
 class Evaluation(_message.Message):
-    __slots__ = ("id", "job_id", "result", "create_time", "model", "spec", "state", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "update_time", "end_time", "attempts", "max_attempts", "against", "data")
+    __slots__ = ("id", "job_id", "result", "create_time", "model", "spec", "state", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "update_time", "end_time", "attempts", "max_attempts", "against", "data", "waiting")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class Evaluation(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     AGAINST_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     id: str
     job_id: str
     result: _stage_result_pb2.EvaluationResult
@@ -68,7 +69,8 @@ class Evaluation(_message.Message):
     max_attempts: int
     against: str
     data: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_spec_pb2.DataSource]
-    def __init__(self, id: _Optional[str] = ..., job_id: _Optional[str] = ..., result: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.EvaluationSpec, _Mapping]] = ..., state: _Optional[_Union[_fine_tuning_job_pb2.JobState, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[_fine_tuning_job_pb2.Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[_fine_tuning_job_pb2.Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AttemptSummary, _Mapping]]] = ..., max_attempts: _Optional[int] = ..., against: _Optional[str] = ..., data: _Optional[_Iterable[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]]] = ...) -> None: ...
+    waiting: str
+    def __init__(self, id: _Optional[str] = ..., job_id: _Optional[str] = ..., result: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.EvaluationSpec, _Mapping]] = ..., state: _Optional[_Union[_fine_tuning_job_pb2.JobState, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[_fine_tuning_job_pb2.Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[_fine_tuning_job_pb2.Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AttemptSummary, _Mapping]]] = ..., max_attempts: _Optional[int] = ..., against: _Optional[str] = ..., data: _Optional[_Iterable[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]]] = ..., waiting: _Optional[str] = ...) -> None: ...
 
 class EvaluationRow(_message.Message):
     __slots__ = ("index", "prompt", "expected", "base_answer", "tuned_answer", "base_loss", "tuned_loss", "num_trained_tokens", "base_metrics", "tuned_metrics", "changes", "source")

@@ -26,7 +26,7 @@ from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import secret_pb2 as finetuneflow_dot_v1_dot_secret__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/secret_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1c\x66inetuneflow/v1/secret.proto\"4\n\x10SetSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01\"<\n\x11SetSecretResponse\x12\'\n\x06secret\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Secret\";\n\x12ListSecretsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListSecretsResponse\x12(\n\x07secrets\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Secret\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13\x44\x65leteSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteSecretResponse2\xca\x02\n\rSecretService\x12\x65\n\tSetSecret\x12!.finetuneflow.v1.SetSecretRequest\x1a\".finetuneflow.v1.SetSecretResponse\"\x11\x90\x02\x02\xe2\xd1\x18\n\x08\x02\x10\x01\x1a\x04name\x12\x65\n\x0bListSecrets\x12#.finetuneflow.v1.ListSecretsRequest\x1a$.finetuneflow.v1.ListSecretsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12k\n\x0c\x44\x65leteSecret\x12$.finetuneflow.v1.DeleteSecretRequest\x1a%.finetuneflow.v1.DeleteSecretResponse\"\x0e\xe2\xd1\x18\n\x08\x02\x10\x01\x1a\x04nameb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/secret_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1c\x66inetuneflow/v1/secret.proto\"4\n\x10SetSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01\"<\n\x11SetSecretResponse\x12\'\n\x06secret\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Secret\";\n\x12ListSecretsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListSecretsResponse\x12(\n\x07secrets\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Secret\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13\x44\x65leteSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x14\x44\x65leteSecretResponse\x12\x17\n\x0fintegration_ids\x18\x01 \x03(\t2\xca\x02\n\rSecretService\x12\x65\n\tSetSecret\x12!.finetuneflow.v1.SetSecretRequest\x1a\".finetuneflow.v1.SetSecretResponse\"\x11\x90\x02\x02\xe2\xd1\x18\n\x08\x02\x10\x01\x1a\x04name\x12\x65\n\x0bListSecrets\x12#.finetuneflow.v1.ListSecretsRequest\x1a$.finetuneflow.v1.ListSecretsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12k\n\x0c\x44\x65leteSecret\x12$.finetuneflow.v1.DeleteSecretRequest\x1a%.finetuneflow.v1.DeleteSecretResponse\"\x0e\xe2\xd1\x18\n\x08\x02\x10\x01\x1a\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,7 +52,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETESECRETREQUEST']._serialized_start=384
   _globals['_DELETESECRETREQUEST']._serialized_end=419
   _globals['_DELETESECRETRESPONSE']._serialized_start=421
-  _globals['_DELETESECRETRESPONSE']._serialized_end=443
-  _globals['_SECRETSERVICE']._serialized_start=446
-  _globals['_SECRETSERVICE']._serialized_end=776
+  _globals['_DELETESECRETRESPONSE']._serialized_end=468
+  _globals['_SECRETSERVICE']._serialized_start=471
+  _globals['_SECRETSERVICE']._serialized_end=801
 # @@protoc_insertion_point(module_scope)

@@ -45,5 +45,7 @@ class DeleteSecretRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class DeleteSecretResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("integration_ids",)
+    INTEGRATION_IDS_FIELD_NUMBER: _ClassVar[int]
+    integration_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, integration_ids: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -77,8 +77,9 @@ class SecretServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSecret(self, request, context):
-        """Deletes a secret. Attempts that have begun keep it; later ones of jobs that name it fail with SECRET_MISSING. Fails
-        with NOT_FOUND if it does not exist, and with INVALID_ARGUMENT for a name that no secret can have.
+        """Deletes a secret. Attempts that have begun keep it; later ones of jobs that name it fail with SECRET_MISSING, and
+        integrations that name it fail. Fails with NOT_FOUND if it does not exist, and with INVALID_ARGUMENT for a name that
+        no secret can have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
