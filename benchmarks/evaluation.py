@@ -17,7 +17,7 @@ from torch.nn import functional
 from benchmarks.table import Row, arguments, show
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
-from engine.catalogue import BUILT_IN, Catalogue
+from engine.catalogue import Catalogue
 from engine.config.job import DataSource, JobConfig
 from engine.data.prepare import prepare_evaluation
 from engine.data.shards import read_shards
@@ -25,6 +25,7 @@ from engine.data.tokenizer import Tokenizer
 from engine.evaluation.held_out import read_held_out
 from engine.model.load import load_base
 from engine.model.score import score
+from engine.model_names import BUILT_IN
 from services.child_input import ModelFiles
 from services.evaluator.worker.child_input import Side
 from services.evaluator.worker.evaluate import PHASES

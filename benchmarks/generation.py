@@ -23,10 +23,11 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.table import Row, arguments, show
-from engine.catalogue import BUILT_IN, Catalogue
+from engine.catalogue import Catalogue
 from engine.data.tokenizer import Tokenizer
 from engine.model.generate import generate
 from engine.model.load import load_base
+from engine.model_names import BUILT_IN
 from finetuneflow import Client
 from services.questions import conversation_ids
 from standalone.ports import free_port

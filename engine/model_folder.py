@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config.advice import setting
 from engine.data.rows import MAX_DEPTH, is_too_deep
 from engine.errors import JobError, Violation
 
@@ -44,6 +45,18 @@ _SIZES: dict[str, range] = {
 }
 """Settings of config.json that decide how much memory and time the model or its estimate take, with their values."""
 _ANOTHER = "Use another base model or revision."
+
+
+@dataclass(frozen=True)
+class Described:
+    """The configuration and tensor shapes of a base model, without its weights."""
+
+    config: Mapping[str, Any]
+    """Content of its config.json."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shapes of its tensors, by name."""
+    missing_bytes: int = 0
+    """Bytes of weights that still have to be downloaded or unpacked."""
 
 
 def refuse_unsafe(id_: str, folder: Path) -> None:
@@ -324,3 +337,66 @@ def _bad_weights(what: str) -> JobError:
 def model_error(reason: str, message: str, advice: str) -> JobError:
     """Returns the error for a base model that can't be used."""
     return JobError(reason, message, advice, [Violation("spec.base_model", message)])
+
+
+def refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
+    """Refuses a folder that is no model, that has no weights unless `tokenizer_only`, or that cannot be trained.
+
+    Raises JobError: NOT_A_MODEL, NO_SAFETENSORS, NOT_CAUSAL_LM, QUANTISED_WEIGHTS, and those of `refuse_unsafe`.
+    """
+    if not (folder / "config.json").is_file():
+        raise no_model(id_)
+    if not tokenizer_only and not has_weights(folder):
+        raise no_safetensors(id_)
+    refuse_unsafe(id_, folder)
+    _refuse_untrainable(id_, read_json(folder / "config.json"))
+
+
+_GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Endings of the names of architectures that generate text."""
+
+
+def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
+    named: list[str] = config.get("architectures") or []
+    if config.get("is_encoder_decoder") or (named and not any(name.endswith(_GENERATING) for name in named)):
+        # An embedding model would be trained with a randomly initialised head.
+        what = ", ".join(named) or "is_encoder_decoder"
+        raise model_error(
+            "NOT_CAUSAL_LM",
+            f"{id_} is not a causal language model: its config.json has {what[:200]}.",
+            "Use a model whose architecture ends in ForCausalLM.",
+        )
+    quantised = config.get("quantization_config")
+    if quantised:
+        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        raise model_error(
+            "QUANTISED_WEIGHTS",
+            f"The weights of {id_} are already quantized ({str(kind or 'quantization_config')[:100]}).",
+            f"Use the unquantized model; it is quantized when it is loaded if you set {setting('method', 'qlora')}.",
+        )
+
+
+def no_model(id_: str) -> JobError:
+    """Returns the error of a folder without config.json."""
+    return model_error(
+        "NOT_A_MODEL", f"{id_} has no config.json, so it is not a transformers model.", "Use another model."
+    )
+
+
+def no_safetensors(id_: str) -> JobError:
+    """Returns the error of a folder without weights that are accepted."""
+    return model_error(
+        "NO_SAFETENSORS",
+        f"{id_} has no model.safetensors and no index of such files; other formats can run code when loaded, and are "
+        "not accepted.",
+        "Use a base model or revision with safetensors files.",
+    )
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Returns the maximum sequence length in tokens from a config.json; 0 if it has none."""
+    text = config.get("text_config")
+    sections = [config, text] if isinstance(text, dict) else [config]
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    lengths = (section.get(name) for section in sections for name in names)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), 0)

@@ -1,6 +1,10 @@
 """Public names of base models: aliases of the catalogue, ids of the hub, and models with random weights."""
 
+from typing import Final
+
 from engine.random_reference import RANDOM
+
+BUILT_IN: Final = "smollm2-135m"
 
 
 def is_on_hub(name: str) -> bool:

@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.catalogue import context_length
 from engine.config.job import Lora
 from engine.errors import JobError, Violation
 from engine.inl_sizes import CONTROLLER_SIZE, MODEL_TYPE
 from engine.inl_sizes import tensor_shapes as inl_tensor_shapes
-from engine.model_folder import known_shapes, read_json
+from engine.model_folder import context_length, known_shapes, read_json
 
 Family = Literal["decoder", "inl", "other"]
 Norm = Literal["llama", "gemma"]

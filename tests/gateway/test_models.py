@@ -4,8 +4,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from engine.catalogue import BUILT_IN, Catalogue
+from engine.catalogue import Catalogue
 from engine.inl_sizes import SIZES
+from engine.model_names import BUILT_IN
 from finetuneflow.v1 import model_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.model_pb2 import ModelKind

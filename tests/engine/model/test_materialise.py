@@ -7,11 +7,12 @@ import gguf
 import numpy
 import pytest
 
-from engine.catalogue import BUILT_IN, Catalogue
+from engine.catalogue import Catalogue
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import known
 from engine.model.materialise import materialise, packaged_gguf
 from engine.model_folder import tensor_shapes
+from engine.model_names import BUILT_IN
 
 
 def make_tiny_gguf(path: Path) -> Path:
