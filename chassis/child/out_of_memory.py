@@ -12,7 +12,9 @@ ADVICE: Final = (
 # By name: the message of another exception may quote data, and data may contain these words.
 _LIBRARY_ERRORS = frozenset({"RuntimeError", "OSError", "OutOfMemoryError", "AcceleratorError", "SafetensorError"})
 _CUDA_SAYS = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
-_HOST_SAYS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+RAY_SAYS: Final = "low on memory"
+"""Words of Ray about a node whose main memory ran out."""
+_HOST_SAYS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", RAY_SAYS)
 
 
 def reason_of(error: BaseException) -> str:

@@ -66,13 +66,13 @@ def open_rows(path: Path, ending: str, start: int = 0) -> Iterator["RowStream"]:
         yield stream
 
 
-def unreadable(name: str, problem: str) -> JobError:
+def unreadable(
+    name: str,
+    problem: str,
+    advice: str = "Rename the file so that its ending names its format, or save it in the format of its ending.",
+) -> JobError:
     """Returns the error for a file that cannot be read at all."""
-    return JobError(
-        "UNREADABLE_FILE",
-        f"{name} {problem.rstrip('.')}.",
-        "Rename the file so that its ending names its format, or save it in the format of its ending.",
-    )
+    return JobError("UNREADABLE_FILE", f"{name} {problem.rstrip('.')}.", advice)
 
 
 def unpacked_limit(size: int) -> int:
@@ -136,7 +136,9 @@ class _Bounded(io.RawIOBase):
             if self._compression is None:
                 raise
             raise unreadable(
-                self._name, f"is damaged or incomplete: {self._compression} cannot decompress it"
+                self._name,
+                f"is damaged or incomplete: {self._compression} cannot decompress it",
+                "Copy or download the file again, or compress it again.",
             ) from error
         if self._left is not None:
             self._left -= len(data)

@@ -15,7 +15,7 @@ from engine.estimate.duration import Work, evaluation_share, flops_per_token
 from engine.estimate.machine import Machine
 from engine.estimate.memory import GIB, Estimator, Memory, Setup, estimate_memory
 from engine.estimate.recommend import fits, plan
-from engine.random_reference import RandomReference
+from engine.random_reference import RandomReference, has_random_weights
 
 _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
     "lora": (5e-5, 1e-3, 2e-4),
@@ -24,6 +24,9 @@ _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
 }
 """Learning rates by method: the lowest and the highest usual one, and a typical one. Adapters start at zero and need
 large steps; pretrained weights do not tolerate them."""
+_RATES_FROM_SCRATCH: Final = (2e-5, 3e-3, 3e-4)
+"""The same for random weights. GPT-3's sizes were trained with 6e-5 to 6e-4 (arXiv 2005.14165, table 2.1); small models
+of today with up to 3e-3."""
 _SCALES: Final = {False: (0.5, 4.0, 2.0), True: (0.5, 8.0, 4.0)}
 """Scales by use_rslora: usual range and typical value of the adapter's scale, lora_alpha / r or lora_alpha / √r."""
 _RANK: Final = 16
@@ -136,6 +139,8 @@ def improvements(job: JobFacts) -> list[Improvement]:
 def _learning_rate(job: JobFacts) -> Iterator[Improvement]:
     low, high, middle = _RATES[job.config.method]
     rate, title = job.config.hyperparameters.learning_rate, _TITLES[job.config.method]
+    if job.config.method == "full" and has_random_weights(job.config.base_model):
+        (low, high, middle), title = _RATES_FROM_SCRATCH, "training from random weights"
     usual = f"rate usually used for {title} ({low:g} to {high:g})"
     if rate > high:
         why = f"{rate:g} is {_times(rate / high)} the highest {usual}: the loss often spikes or becomes NaN."

@@ -186,7 +186,7 @@ def obstacle(
             return "quantized weights are stored as whole numbers, which FSDP does not divide"
         return ""
     if not deepspeed:
-        return "the package deepspeed is not installed on this node"
+        return "the package deepspeed is not installed on this node; the operator can install the extra `deepspeed`"
     if precision == "fp16":
         return "DeepSpeed would clip gradients by a norm that includes fp16's loss scale"
     if parallelism.startswith("zero3") and method == "qlora":

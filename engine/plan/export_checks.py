@@ -66,7 +66,7 @@ def check_conversion(resolved: Resolved, model_dir: Path, scratch: Path, on_line
     wanted = [format_ for format_ in ("gguf", "gguf_adapter") if format_ in resolved.config.export.formats]
     if not wanted or refused:
         return
-    _refuse_gguf(resolved, wanted[0], vocabulary_refusal(model_dir, scratch, on_line))
+    _refuse_gguf(resolved, " and ".join(wanted), vocabulary_refusal(model_dir, scratch, on_line))
 
 
 def _refuse_gguf(resolved: Resolved, format_: str, found: tuple[str, str] | None) -> None:

@@ -252,6 +252,8 @@ def _check_memory(resolved: Resolved, memory: FreeMemory) -> None:
         smaller = [f"hyperparameters.per_device_train_batch_size below {hyper.micro_batch}"] * (hyper.micro_batch > 1)
         smaller += [f"hyperparameters.max_length below {hyper.max_length}"]
         smaller += [option("hyperparameters.gradient_checkpointing", "true")] * (not hyper.gradient_checkpointing)
+        # On a CPU each process has a share of the main memory.
+        smaller += [f"resources.world_size below {config.world_size}"] * (config.world_size > 1 and not memory.on_gpu)
         smaller += [f"{option('method', 'lora')} or {option('method', 'qlora')}"] if method == "full" else []
         smaller += [option("method", "qlora")] if method == "lora" else []
         message = f"The training does not fit: it {memory.compared(config)}."

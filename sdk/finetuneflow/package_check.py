@@ -6,6 +6,7 @@ The package is untrusted: nothing of it is unpacked, and no more of a file is re
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Final
 
-from finetuneflow.package_signature import SIGNATURE, BadSignature, check, signed_by
+from finetuneflow.package_signature import SIGNATURE, BadSignature, check, check_manifest, signed_by
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -59,11 +60,13 @@ class Signature(StrEnum):
     VALID = "valid"
     """One of the given keys has signed the package."""
     INVALID = "invalid"
-    """None of the given keys has signed this package; without keys, manifest.sig cannot be read."""
+    """None of the given keys has signed this package; without keys, manifest.sig cannot be read or is for another
+    manifest."""
     NONE = "none"
     """The package is not signed."""
     NOT_CHECKED = "not_checked"
-    """No key was given, so that anybody may have made the package; manifest.sig, if there is one, can be read."""
+    """No key was given, so that anybody may have made the package; manifest.sig, if there is one, fits the manifest as
+    far as the package cryptography is installed, which checks it."""
 
 
 @dataclass(frozen=True)
@@ -335,6 +338,8 @@ def _signature(
             raise BadSignature(f"{SIGNATURE} cannot be read")
         key = signed_by(signature)
         if keys is None:
+            if data is not None and importlib.util.find_spec("cryptography"):
+                check_manifest(signature, data)
             return Signature.NOT_CHECKED, "", key
         if data is None or manifest is None:
             raise BadSignature("there is no manifest.json that it could be about")

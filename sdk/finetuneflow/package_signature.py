@@ -98,7 +98,6 @@ def check(signature: bytes, manifest: bytes, keys: Mapping[str, Ed25519PublicKey
     Raises BadSignature.
     """
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     fields = _fields(signature)
     statement = Statement.of(fields["statement"])
@@ -111,13 +110,21 @@ def check(signature: bytes, manifest: bytes, keys: Mapping[str, Ed25519PublicKey
         operator.verify(_decoded(fields["operator_signature"]), statement.canonical())
     except InvalidSignature:
         raise BadSignature("the operator's key has not signed its statement") from None
+    check_manifest(signature, manifest)
+    return statement
+
+
+def check_manifest(signature: bytes, manifest: bytes) -> None:
+    """Raises BadSignature unless the manifest was signed with the key in `manifest.sig`, whoever made that."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    fields = _fields(signature)
     try:
-        Ed25519PublicKey.from_public_bytes(_decoded(statement.public_key)).verify(
-            _decoded(fields["manifest_signature"]), manifest
-        )
+        key = Ed25519PublicKey.from_public_bytes(_decoded(Statement.of(fields["statement"]).public_key))
+        key.verify(_decoded(fields["manifest_signature"]), manifest)
     except (InvalidSignature, ValueError):
         raise BadSignature("the key of the export has not signed this manifest.json") from None
-    return statement
 
 
 def _fields(signature: bytes) -> Mapping[str, Any]:

@@ -504,3 +504,42 @@ def test_odd_values_are_accounted_for(name: str) -> None:
             named = {path for each in found.translations for path in each.given} | found.lost.keys()
             assert any(path.startswith(key) for path in named), (key, value)
             tomllib.loads(job_file(found, "config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "resources", "precision", "without"),
+    [
+        (
+            "distributed_type: MULTI_GPU\nnum_processes: 4\nmixed_precision: bf16",
+            {"gpus": 4, "parallelism": "ddp"},
+            "bf16",
+            [],
+        ),
+        (
+            "distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: 'no'\nuse_cpu: true",
+            {"gpus": 0, "world_size": 2, "parallelism": "ddp"},
+            "fp32",
+            [],
+        ),
+        (
+            "distributed_type: FSDP\nnum_processes: 8\nmixed_precision: bf16\nfsdp_config:\n  fsdp_version: 2",
+            {"gpus": 8, "parallelism": "fsdp"},
+            "bf16",
+            ["fsdp_config"],
+        ),
+        (
+            "distributed_type: DEEPSPEED\nnum_processes: 2\nmixed_precision: bf16\nnum_machines: 2",
+            {"gpus": 2},
+            "bf16",
+            ["num_machines", "num_processes"],
+        ),
+    ],
+)
+def test_devices_of_accelerate_are_translated(
+    ftf: Ftf, tmp_path: Path, text: str, resources: dict[str, Any], precision: str, without: list[str]
+) -> None:
+    """The file was taken for one of TRL, whose defaults would then change the training."""
+    common = "compute_environment: LOCAL_MACHINE\nmachine_rank: 0\nmain_training_function: main\n"
+    found = imported(ftf, tmp_path / "default_config.yaml", common + text)
+    assert found["config"] == {"resources": resources, "hyperparameters": {"precision": precision}}
+    assert sorted(lost(found)) == sorted(without) and not found["defaults"]

@@ -14,6 +14,7 @@ import typer
 
 from finetuneflow.cli.config import read_table, toml_text
 from finetuneflow.cli.console import visible
+from finetuneflow.cli.foreign.accelerate import ACCELERATE
 from finetuneflow.cli.foreign.axolotl import AXOLOTL
 from finetuneflow.cli.foreign.deepspeed import DEEPSPEED
 from finetuneflow.cli.foreign.llama_factory import LLAMA_FACTORY
@@ -30,7 +31,7 @@ _LAST_STEP = (
     "takes the last step"
 )
 # TRL first: it is recognized by having no names of the others.
-_PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY, DEEPSPEED)}
+_PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY, DEEPSPEED, ACCELERATE)}
 
 
 class _Name(StrEnum):
@@ -38,6 +39,7 @@ class _Name(StrEnum):
     AXOLOTL = "axolotl"
     LLAMA_FACTORY = "llama-factory"
     DEEPSPEED = "deepspeed"
+    ACCELERATE = "accelerate"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def import_config(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert a configuration of Axolotl, LLaMA-Factory, TRL or DeepSpeed to a job file for `ftf train --config`.
+    """Convert a configuration of Axolotl, LLaMA-Factory, TRL, DeepSpeed or Accelerate to a job file of `ftf train`.
 
     Every name in the file is translated, implied, or listed as without counterpart with the reason.
     """

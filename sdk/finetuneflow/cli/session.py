@@ -148,7 +148,9 @@ def size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats seconds as 1:05 or 2:01:05."""
+    """Formats seconds as 1:05, 2:01:05, or from two days on as 3 d 2:01:05."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     hour, minute = divmod(minutes, 60)
+    if hour >= 48:
+        return f"{hour // 24} d {hour % 24}:{minute:02}:{second:02}"
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

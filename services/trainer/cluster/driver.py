@@ -141,7 +141,10 @@ class Driver:
         # A lost process is one that was killed.
         over += [Ended(number, -9, None) for number in lost]
         if not any(each.failed for each in over):
-            raise SystemFailure("CRASHED", f"Ray Train failed: {_first_line(error)}", SEE_LAST_OUTPUT) from error
+            said = f"Ray Train failed: {_first_line(error)}"
+            if out_of_memory.RAY_SAYS in str(error):
+                raise SystemFailure(out_of_memory.HOST, said, out_of_memory.ADVICE) from error
+            raise SystemFailure("CRASHED", said, SEE_LAST_OUTPUT) from error
         cause = cause_of(over)
         if cause.number in lost:
             self._emit_failure(*self._loss(cause.number, lost[cause.number]))
@@ -172,7 +175,7 @@ class Driver:
     def _loss(self, number: int, failure: Exception) -> tuple[str, str, str]:
         """Returns reason, message and advice of a process that ended with its worker of Ray."""
         advice = f"Ask the operator to look at Ray's logs of that node. {_RETRIED}"
-        if "low on memory" in str(failure):
+        if out_of_memory.RAY_SAYS in str(failure):
             message = f"{self._name(number)} was ended by Ray because memory ran out there."
             return "HOST_OUT_OF_MEMORY", message, out_of_memory.ADVICE
         began = self._began.get(number)

@@ -81,6 +81,8 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"hyperparameters": {"learning_rate": 0.02}}, "learning_rate", "0.0002", "20 times the highest"),
     ({"method": "full", "model": "smollm2-135m"}, "learning_rate", "2e-05", "2.0 times the highest"),
     ({"hyperparameters": {"learning_rate": 1e-6}}, "learning_rate", "0.0002", "900 steps change the weights little"),
+    ({"method": "full", "model": "smollm2-135m", "base_model": "inl-small", "hyperparameters": {"learning_rate": 0.02}},
+     "learning_rate", "0.0003", "usually used for training from random weights (2e-05 to 0.003)"),
     ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "899 of 900 steps and leaves 1 step after"),
     ({"hyperparameters": {"warmup_ratio": 0.5}}, "warmup_ratio", "0.05", "450 of 900 steps"),
     ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1", "100 rows make 19 steps of 16 rows"),
@@ -123,6 +125,13 @@ def test_each_suggestion_names_value_and_figures(job: dict[str, Any], field: str
     assert field in found, found
     assert found[field].suggested == suggested
     assert why in found[field].reason
+
+
+def test_random_weights_are_trained_with_higher_rates() -> None:
+    """At the rates of fine-tuning, a training from scratch learns nothing."""
+    given = {"method": "full", "model": "smollm2-135m", "hyperparameters": {"learning_rate": 1e-3}}
+    assert "learning_rate" in better(**given)
+    assert "learning_rate" not in better(**given, base_model="random:smollm2-135m")
 
 
 def test_suggestions_without_effect_are_omitted() -> None:

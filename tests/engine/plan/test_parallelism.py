@@ -141,5 +141,11 @@ def test_processes_on_a_cpu_share_its_memory() -> None:
     assert "free for each process" in shared.parallelism_reason
 
 
+def test_processes_that_do_not_fit_on_a_cpu_may_be_fewer() -> None:
+    resources = {"gpus": 0, "world_size": 64}
+    (refusal,) = resolved(node(host=16), SMALL, resources, method="lora").refusals
+    assert refusal.reason == "INSUFFICIENT_MEMORY" and "resources.world_size below 64" in refusal.advice
+
+
 def job(resources: dict[str, Any]) -> Any:
     return job_config({"base_model": "m", "training_data": [{"dataset": "d"}], "resources": resources})

@@ -141,9 +141,12 @@ def test_manifest_that_was_written_again_is_not_authentic(signed: Path, key_file
     manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "report.md"]
     (signed / "report.md").unlink()
     (signed / "manifest.json").write_text(json.dumps(manifest))
-    assert check_package(signed).passed
-    found = check_package(signed, read_keys([public_key_file(key_file)]))
-    assert not found.passed and "has not signed this manifest.json" in found.signature_message
+    keys = read_keys([public_key_file(key_file)])
+    for given in (None, keys):
+        found = check_package(signed, given)
+        assert not found.passed and "has not signed this manifest.json" in found.signature_message
+    (signed / SIGNATURE).unlink()
+    assert check_package(signed).passed and not check_package(signed, keys).passed
 
 
 def test_damaged_signature_is_named_without_a_key(signed: Path, ftf: Ftf) -> None:

@@ -27,6 +27,10 @@ MakeInput = Callable[..., Any]
 MIB = 2**20
 
 
+class OutOfMemoryError(Exception):
+    """An error of the name that Ray's has."""
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -37,6 +41,7 @@ MIB = 2**20
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "HOST_OUT_OF_MEMORY"),
         (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), "HOST_OUT_OF_MEMORY"),
         (OSError(12, "Cannot allocate memory"), "HOST_OUT_OF_MEMORY"),
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), "HOST_OUT_OF_MEMORY"),
         (ValueError("no answer in row 3: 'why is my GPU out of memory?'"), ""),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), ""),
     ],

@@ -89,7 +89,8 @@ def _zero(given: Mapping[str, Any]) -> Outcome:
         placed = ("device", "pin_memory", "buffer_count", "fast_init")
         lost |= {f".offload_optimizer.{name}": "not known here" for name in offload if name not in placed}
     shared = "ddp" if stage == 0 else "zero2_offload" if device == "cpu" else "zero2"
-    notes = ["zero2 divides the gradients as well, with the same results"] if stage == 1 else []
+    notes = ["it needs resources.gpus of 2 or more; for one GPU, remove resources.parallelism"] if stage else []
+    notes += ["zero2 divides the gradients as well, with the same results"] if stage == 1 else []
     notes += [f"{', '.join(chosen)}: {_SERVER}"] if (chosen := [name for name in section if name in _FREE]) else []
     return Outcome({"resources.parallelism": shared}, "; ".join(notes), lost)
 
