@@ -31,6 +31,11 @@ class HubFile:
     field: str
     """Path in the spec of the first reference to it."""
 
+    @property
+    def filename(self) -> str:
+        """The name under which it is downloaded."""
+        return Path(HubReference.parse(self.reference).path).name
+
 
 @dataclass(frozen=True)
 class HubDataset:
@@ -74,13 +79,30 @@ class HubDatasets:
             )
         return HubFile(asked, str(named.pinned(commit, path)), size, field)
 
-    def fetch(self, file: HubFile, folder: Path, on_progress: Callable[[int], None] | None = None) -> HubDataset:
-        """Downloads a file into `folder`, which must not exist, under its own name. Raises the errors of `find`."""
+    def fetch(
+        self,
+        file: HubFile,
+        folder: Path,
+        on_progress: Callable[[int], None] | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> HubDataset:
+        """Downloads a file into `folder`, which must not exist, under its own name; continues an earlier download that
+        failed. `go_on` is called for each part that is received; an exception that it raises ends the download.
+
+        Raises the errors of `find`.
+        """
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.tqdm import tqdm
+
+        class Parts(tqdm):
+            def update(self, n: float | None = 1) -> bool | None:
+                go_on()
+                shown: bool | None = super().update(n)
+                return shown
 
         named = HubReference.parse(file.reference)
         partial = folder.with_name(f".{folder.name}.partial")
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
         with report_progress(folder, on_progress):
             try:
                 got = hf_hub_download(
@@ -90,11 +112,12 @@ class HubDatasets:
                     revision=named.revision,
                     token=self._token(named.id),
                     local_dir=partial,
+                    tqdm_class=Parts,
                 )
             except Exception as error:
                 raise _hub_error(error, named, file.field) from error
             folder.mkdir()
-            path = Path(got).rename(folder / Path(named.path).name)
+            path = Path(got).rename(folder / file.filename)
             shutil.rmtree(partial)
         return HubDataset(file, path, sha256_of(path))
 
