@@ -1,7 +1,7 @@
 """Finds and downloads files of rows from the hub. Code of a dataset is never run."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,8 @@ class HubFile:
     size_bytes: int
     field: str
     """Path in the spec of the first reference to it."""
+    sha256: str = ""
+    """As the hub states it; empty for a small file, for which it does not."""
 
     @property
     def filename(self) -> str:
@@ -46,6 +48,14 @@ class HubDataset:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """What the hub says of a file."""
+
+    size_bytes: int
+    sha256: str
+
+
 class HubDatasets:
     """A client of the hub. Its methods block.
 
@@ -54,7 +64,7 @@ class HubDatasets:
 
     def __init__(self, token: TokenOf, max_bytes: int) -> None:
         self._token, self._max_bytes = token, max_bytes
-        self._seen: dict[tuple[str, str], tuple[str, Mapping[str, int]]] = {}
+        self._seen: dict[tuple[str, str], tuple[str, Mapping[str, _Listed]]] = {}
 
     def find(self, asked: str, field: str) -> HubFile:
         """Resolves a reference to one file at one commit.
@@ -67,17 +77,17 @@ class HubDatasets:
         except ValueError as error:
             message = f"{asked[:120]!r} is not a valid dataset reference: {error}."
             raise _error("INVALID_DATASET", message, "Correct the reference, or upload the file.", field) from error
-        commit, sizes = self._files(named, field)
-        path = _select_file(named, sizes, field)
-        size = sizes[path]
-        if size > self._max_bytes:
+        commit, listed = self._files(named, field)
+        path = _select_file(named, listed, field)
+        found = listed[path]
+        if found.size_bytes > self._max_bytes:
             raise _error(
                 "DATASET_TOO_LARGE",
-                f"{path} of {named.id} has {size:,} bytes; the limit is {self._max_bytes:,} bytes.",
+                f"{path} of {named.id} has {found.size_bytes:,} bytes; the limit is {self._max_bytes:,} bytes.",
                 "Use a smaller file, or ask the operator to raise FTF_MAX_DATASET_BYTES.",
                 field,
             )
-        return HubFile(asked, str(named.pinned(commit, path)), size, field)
+        return HubFile(asked, str(named.pinned(commit, path)), found.size_bytes, field, found.sha256)
 
     def fetch(
         self,
@@ -121,8 +131,8 @@ class HubDatasets:
             shutil.rmtree(partial)
         return HubDataset(file, path, sha256_of(path))
 
-    def _files(self, named: HubReference, field: str) -> tuple[str, Mapping[str, int]]:
-        """Returns the commit, and the bytes of every file by its path."""
+    def _files(self, named: HubReference, field: str) -> tuple[str, Mapping[str, _Listed]]:
+        """Returns the commit, and what the hub says of every file, by its path."""
         from huggingface_hub import HfApi
 
         key = (named.id, named.revision)
@@ -134,9 +144,15 @@ class HubDatasets:
             except Exception as error:
                 raise _hub_error(error, named, field) from error
             commit = str(info.sha)
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
             # Commit and path come from the hub and become parts of paths.
-            self._seen[key] = (commit, {path: sizes[path] for path in sizes if _is_path(named.pinned(commit, path))})
+            self._seen[key] = (
+                commit,
+                {
+                    file.rfilename: _Listed(file.size or 0, file.lfs.sha256 if file.lfs else "")
+                    for file in info.siblings or []
+                    if _is_path(named.pinned(commit, file.rfilename))
+                },
+            )
         return self._seen[key]
 
 
@@ -147,7 +163,7 @@ def _is_path(reference: HubReference) -> bool:
         return False
 
 
-def _select_file(named: HubReference, sizes: Mapping[str, int], field: str) -> str:
+def _select_file(named: HubReference, sizes: Iterable[str], field: str) -> str:
     readable = sorted(path for path in sizes if ending_of(Path(path).name))
     found = [path for path in readable if Path(path).name.lower() not in _ABOUT and not path.startswith(".")]
     listed = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")

@@ -63,7 +63,7 @@ def provided_hub_files(
     def provided(file: HubFile, own: Path) -> ProvidedFile:
         async def fetch() -> None:
             got = await _fetched(hub, file, own, retry_seconds)
-            expected = sha256s.get(file.reference) or got.sha256
+            expected = sha256s.get(file.reference) or file.sha256 or got.sha256
             if got.sha256 != expected:
                 raise ArtifactCorrupt(f"{file.reference} has SHA-256 {got.sha256}, expected {expected}")
             on_fetched(got)

@@ -143,10 +143,12 @@ def room_for_corpus(setting: int, folder: Path, slots: int) -> int:
 
 
 def streams(config: JobConfig, files: Mapping[str, ProvidedFile]) -> list[dict[str, ProvidedFile]]:
-    """Returns the streams in which a corpus is read, one for each weight: path in the spec → file."""
+    """Returns the streams in which those of the files that are trained on are read, one for each weight: path in the
+    spec → file."""
     found: dict[float, dict[str, ProvidedFile]] = {}
     for index, source in enumerate(config.training_data):
-        found.setdefault(source.weight, {})[f"training_data[{index}]"] = files[source.dataset]
+        if source.dataset in files:
+            found.setdefault(source.weight, {})[f"training_data[{index}]"] = files[source.dataset]
     return list(found.values())
 
 

@@ -1,6 +1,8 @@
 """Describes the datasets of a job that were downloaded from a hub."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine.config.hub_reference import HubReference
 from engine.config.spec_proto import config_to_spec, data_sources
@@ -9,7 +11,7 @@ from engine.hub_datasets import HubDatasets, HubFile
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from finetuneflow.v1.stage_result_pb2 import HubDataset
+from finetuneflow.v1.stage_result_pb2 import HubDataset, PreflightResult
 from services.child_input import Strict
 from services.hub_files import pin
 
@@ -48,6 +50,27 @@ def pinned_spec(spec: FineTuningJobSpec, hub: HubDatasets) -> tuple[FineTuningJo
     pinned = FineTuningJobSpec()
     pinned.CopyFrom(spec)
     return pinned, pin(data_sources(pinned), hub)
+
+
+class HashNotes:
+    """Hashes of files of the hub that are downloaded while the child runs, noted in the folder of the attempt."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._file = workdir / "hub-sha256.json"
+
+    def add(self, downloaded: DownloadedDataset) -> None:
+        """Notes the hash of a file."""
+        noted = {**self._read(), downloaded.file.reference: downloaded.sha256}
+        self._file.write_text(json.dumps(noted), "utf-8")
+
+    def complete(self, result: PreflightResult) -> None:
+        """Fills the hashes into a result that does not have them yet."""
+        noted = self._read()
+        for dataset in result.hub_datasets:
+            dataset.sha256 = dataset.sha256 or noted.get(dataset.pinned, "")
+
+    def _read(self) -> dict[str, str]:
+        return dict(json.loads(self._file.read_text("utf-8"))) if self._file.exists() else {}
 
 
 def note_commits(resolved: Resolved, hub: Sequence[HubSource]) -> None:
