@@ -28,6 +28,8 @@ class Beginning:
 
     scan: Scan
     """What reading the whole file told."""
+    file_bytes: int
+    """Size of the file, as it is stored."""
     num_bytes: int
     """Bytes of the text of its blocks."""
     kept: Path
@@ -57,6 +59,14 @@ class Beginnings:
     def num_bytes(self) -> int:
         """Bytes of the text of all of them."""
         return sum(one.num_bytes for one in self._found.values())
+
+    def bytes_at_once(self, config: JobConfig) -> int:
+        """Returns the size of the files that a training reads at once: the largest of each weight."""
+        largest: dict[float, int] = {}
+        for source in config.training_data:
+            size = self[source.dataset].file_bytes
+            largest[source.weight] = max(size, largest.get(source.weight, 0))
+        return sum(largest.values())
 
     @classmethod
     def read(
@@ -88,7 +98,8 @@ class Beginnings:
 
             def begin(path: Path, kept: Path = folder / str(number)) -> Iterator[Beginning]:
                 scanned = scan(path, alive)
-                yield Beginning(scanned, _keep(path, config.hyperparameters.max_length, most, kept), kept)
+                size = path.stat().st_size
+                yield Beginning(scanned, size, _keep(path, config.hyperparameters.max_length, most, kept), kept)
 
             files.announce(0, names[number:])
             (found[name],) = files.read(0, begin, alive)

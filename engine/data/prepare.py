@@ -65,6 +65,10 @@ class Prepared:
     has_chat: bool = False
     used_plain_template: bool = False
     """True if the model has no chat template and PLAIN_TEMPLATE rendered the conversations."""
+    num_begun_tokens: int = 0
+    """Number of tokens in train/ if the corpus is streamed: those of the beginnings of its files."""
+    corpus_bytes: int = 0
+    """Size of the files of a streamed corpus that are read at once: the largest of each weight."""
 
     @property
     def num_packed(self) -> int:
@@ -145,7 +149,7 @@ def prepare(
     report.refuse()
     split.warn_about_long_rows()
     split.refuse_untrainable()
-    result = _result(config, tokenizer, split, packs, key)
+    result = _result(config, tokenizer, split, packs, key, begun)
     if config.hyperparameters.streaming:
         Corpus(split.estimated_tokens(), split.held_out.tobytes()).write(out)
     (out / "prepared.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
@@ -218,7 +222,7 @@ def examine(
         place = next((v.field for v in error.violations), "")
         report.refused(place.removeprefix("spec.").partition(".")[0] or "training_data[0]", error)
         return None
-    return _result(config, tokenizer, split, packs, "")
+    return _result(config, tokenizer, split, packs, "", begun)
 
 
 def _crew(
@@ -269,7 +273,14 @@ def _streamed(config: JobConfig, split: Split) -> Statistics:
     )
 
 
-def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[PackCount], key: str) -> Prepared:
+def _result(
+    config: JobConfig,
+    tokenizer: Tokenizer,
+    split: Split,
+    packs: list[PackCount],
+    key: str,
+    beginnings: Beginnings | None,
+) -> Prepared:
     phases = [PreparedPhase(counted, pack.num_sequences) for counted, pack in zip(split.phases, packs, strict=True)]
     train = split.train
     if config.hyperparameters.streaming:
@@ -285,4 +296,6 @@ def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[P
         num_leaked=split.num_leaked,
         has_chat=split.has_chat,
         used_plain_template=not tokenizer.has_own_template and config.chat_template is None,
+        num_begun_tokens=0 if beginnings is None else split.train.num_tokens,
+        corpus_bytes=0 if beginnings is None else beginnings.bytes_at_once(config),
     )
