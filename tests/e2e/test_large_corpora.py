@@ -58,9 +58,16 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def start(client: Client, data: str, steps: int) -> Job:
+def start(client: Client, data: str, steps: int, attempts: int = 3) -> Job:
     hyper = {**HYPER, "max_steps": steps, "eval_steps": steps}
-    return client.jobs.create(base_model="tiny", training_data=data, method="full", hyperparameters=hyper, seed=5)
+    return client.jobs.create(
+        base_model="tiny",
+        training_data=data,
+        method="full",
+        hyperparameters=hyper,
+        seed=5,
+        max_attempts=attempts,
+    )
 
 
 def losses(client: Client, job_id: str) -> dict[int, tuple[float, int]]:
@@ -83,7 +90,7 @@ def test_killed_training_on_more_files_than_fit_has_the_same_losses(system: Syst
                 follower.wait_for_log_events(40)
                 the_process(system, "services.trainer.worker").kill()
             ended = follower.wait_for_end()
-            assert (ended.state, ended.failed_attempts) == ("SUCCEEDED", kills), ended.state_message
+            assert (ended.state, ended.failed_attempts) == ("SUCCEEDED", kills), ended.message
             seen.append(losses(client, job.id))
         assert seen[0] == seen[1]
         assert seen[0][60][1] == 60 * 4 * 64
@@ -93,20 +100,20 @@ def test_hub_dataset_of_several_files_is_trained_on_its_training_files(system: S
     with Client(system.address) as client:
         job = start(client, "hf://org/texts", 20)
         ended = Follower(system, job.id).wait_for_end()
-        assert ended.state == "SUCCEEDED", ended.state_message
+        assert ended.state == "SUCCEEDED", ended.message
         pinned = [f"hf://org/texts@{COMMIT}/train-{number}.txt" for number in range(3)]
-        assert [source.dataset for source in ended.resolved_spec.training_data] == pinned
+        assert [source["dataset"] for source in ended.resolved_spec["training_data"]] == pinned
         assert [(one.pinned, len(one.sha256)) for one in ended.preflight.hub_datasets] == [(p, 64) for p in pinned]
     assert "test.txt" not in hub.sent
 
 
 def test_file_that_vanishes_while_it_trains_fails_the_job_with_its_name(system: System, folder: Path) -> None:
     with Client(system.address) as client:
-        job = start(client, str(folder), 3000)
+        job = start(client, str(folder), 3000, attempts=1)
         follower = Follower(system, job.id)
         follower.wait_for_log_events(30)
-        for source in client.jobs.get(job.id).resolved_spec.training_data:
-            shutil.rmtree(system.home / "artifacts" / "default" / "datasets" / source.dataset)
+        for source in client.jobs.get(job.id).resolved_spec["training_data"]:
+            shutil.rmtree(system.home / "artifacts" / "default" / "datasets" / source["dataset"])
         ended = follower.wait_for_end()
-        assert (ended.state, ended.reason) == ("FAILED", "PREPARATION_FAILED"), ended.state_message
-        assert "datasets/ds_" in ended.state_message
+        assert (ended.state, ended.reason) == ("FAILED", "PREPARATION_FAILED"), ended.message
+        assert "datasets/ds_" in ended.message
