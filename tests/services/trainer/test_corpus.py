@@ -152,6 +152,25 @@ def test_corpus_larger_than_its_room_on_disk_is_trained_as_one_that_is_there(
 
 
 @pytest.mark.long
+def test_two_processes_share_the_files_that_are_provided(
+    make_streamed: MakeInput, files: dict[str, Path], tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"lora": {"lora_dropout": 0.0}, "resources": {"world_size": 2}}
+    whole = run_ranks(make_streamed("whole", **more), tmp_path)
+    assert whole.status == 0, whole.lines
+    given, room = make_streamed("parts", **more), 2 * (3176 + 3484)
+    attempt = tmp_path / "attempt"
+    with Providing(files, attempt, given.out_dir, room) as providing:
+        update = {"sources": providing.files.paths, "requests": providing.files.requests}
+        parts = run_ranks(given.model_copy(update=update), tmp_path, writes=[attempt])
+    assert parts.status == 0, parts.lines
+    found = [[(log.loss, log.num_tokens) for log in each.of("log")] for each in (parts, whole)]
+    assert found[0] == found[1]
+    assert providing.peak_bytes <= room
+    assert {path.stem for path in providing.files.requests.iterdir()} == {"process-0", "process-1"}
+
+
+@pytest.mark.long
 def test_resumed_training_fetches_no_file_that_it_has_read(make_streamed: MakeInput, tmp_path: Path) -> None:
     """A resumed pretraining would otherwise download terabytes before its next step."""
     equal = {}
