@@ -31,6 +31,7 @@ from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
 from services.hub_access import HubAccess
 from services.path_fields import dataset_violations, described, path_violations, tenant_violations
+from services.provided_files import ProvidedFile
 from services.settings import ServiceSettings
 
 _log = logging.getLogger(__name__)
@@ -176,6 +177,25 @@ async def dataset_files(
         say("fetching_data", dataset.filename, dataset.size_bytes)
         file = files[dataset.id] = workdir / "sources" / dataset.id / dataset.filename
         await _fetch(store.get_file, _stored(assignment, dataset.path), file, dataset.sha256)
+    return files
+
+
+def provided_datasets(
+    assignment: Assignment,
+    store: ArtifactStore,
+    workdir: Path,
+    only: Container[str],
+    retry_seconds: Sequence[float] = RETRY_SECONDS,
+) -> dict[str, ProvidedFile]:
+    """Returns the uploaded datasets whose ids are in `only`, for a download while the child runs: dataset id → file, at
+    the paths of `dataset_files`."""
+    files = {}
+    for index, dataset in enumerate(assignment.datasets):
+        if dataset.id in only:
+            _refuse(dataset_violations(dataset, f"datasets[{index}]"))
+            file, path = workdir / "sources" / dataset.id / dataset.filename, _stored(assignment, dataset.path)
+            fetch = partial(_fetch, store.get_file, path, file, dataset.sha256, retry_seconds)
+            files[dataset.id] = ProvidedFile(file, dataset.size_bytes, fetch)
     return files
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -305,8 +305,6 @@ class Attempt:
             progress_seconds = self._context.limits.preparation_progress_seconds
             preparation = Preparation(self._report_phase, progress_seconds, self._held)
             command = await preparation.run(preparing, settings.preparation_stall_seconds)
-        except Stalled as error:
-            return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
             return self._preparation_failure(error)
         child = self._child = await self._context.spare.start(command, workdir)
@@ -321,6 +319,8 @@ class Attempt:
         self._spool.save_record()
 
     def _preparation_failure(self, error: Exception) -> event_pb2.StageFailed:
+        if isinstance(error, Stalled):
+            return failed("STALLED", str(error), "The job is retried if attempts are left.")
         failure = failure_of(error)
         if isinstance(error, CallerFault | SystemFault):
             return failure
@@ -381,9 +381,12 @@ class Attempt:
         watching = asyncio.create_task(self._watch(child))
         usage = Usage(child.pid, {**command.env, **command.late_env})
         sampling = None if command.driver else asyncio.create_task(self._sample(usage))
+        providing = asyncio.create_task(self._provide(child, command.provide)) if command.provide else None
         try:
             await self._read(child, queue)
             watching.cancel()
+            if providing:
+                await _cancelled(providing)
             status = await child.wait()
             if sampling:
                 await _cancelled(sampling)
@@ -401,8 +404,16 @@ class Attempt:
                 return self._unexplained_exit(child, command, status)
             return await self._completed(self._ending, child, uploads)
         finally:
-            for task in filter(None, (uploading, watching, sampling)):
+            for task in filter(None, (uploading, watching, sampling, providing)):
                 await _cancelled(task)
+
+    async def _provide(self, child: Child, provide: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await provide()
+        except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
+            if not self._ending:
+                self._failure = self._failure or self._preparation_failure(error)
+                child.kill()
 
     async def _read(self, child: Child, queue: asyncio.Queue[event_pb2.Event | None]) -> None:
         self._stall_timer.reset()
@@ -534,8 +545,6 @@ class Attempt:
             if self._release and finishing.cancelled():
                 return event_pb2.StageReleased(reason=self._release)
             raise
-        except Stalled as error:
-            return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
             return self._preparation_failure(error)
         finally:

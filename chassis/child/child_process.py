@@ -12,10 +12,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -98,6 +98,9 @@ class ChildCommand:
     """Files and folders that it reads outside of the folder where it works, such as its model."""
     writes: Sequence[Path] = ()
     """Files and folders outside of `out_dir` that it writes."""
+    provide: Callable[[], Coroutine[Any, Any, None]] | None = None
+    """Work of the supervisor beside the child, such as the download of files that the child asks for. It is cancelled
+    when the child has ended; an exception ends the child, and fails the attempt as one of its preparation does."""
 
 
 class Child:

@@ -24,7 +24,7 @@ class HubReference:
     revision: str = ""
     """Branch, tag or commit; empty: the main branch."""
     path: str = ""
-    """Path of the file in the dataset; empty: the only file with rows."""
+    """Path of a file or folder in the dataset; empty: its files with rows."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -41,6 +41,12 @@ class HubReference:
     def pinned(self, commit: str, path: str) -> Self:
         """Returns the reference to one file at one commit, whose content never changes."""
         return replace(self, revision=commit, path=path)
+
+    @property
+    def folder(self) -> str:
+        """The reference to the folder of the file; empty if that is the whole dataset."""
+        above = self.path.rpartition("/")[0]
+        return str(replace(self, path=above)) if above else ""
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""

@@ -1,6 +1,6 @@
 """Conversion between `FineTuningJobSpec` messages and `JobConfig`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableSequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -33,11 +33,17 @@ def spec_to_dict(
 
 def data_sources(spec: FineTuningJobSpec) -> Iterator[tuple[str, DataSource]]:
     """Yields every data source of a spec with the path of its `dataset` field."""
-    listed = [("training_data", spec.training_data)]
-    listed += [(f"phases[{number}].training_data", phase.training_data) for number, phase in enumerate(spec.phases)]
-    for path, sources in [*listed, ("evaluation_data", spec.evaluation_data)]:
+    for path, sources in source_lists(spec):
         for index, source in enumerate(sources):
             yield f"spec.{path}[{index}].dataset", source
+
+
+def source_lists(spec: FineTuningJobSpec) -> Iterator[tuple[str, MutableSequence[DataSource]]]:
+    """Yields every list of data sources of a spec with its path."""
+    yield "training_data", spec.training_data
+    for number, phase in enumerate(spec.phases):
+        yield f"phases[{number}].training_data", phase.training_data
+    yield "evaluation_data", spec.evaluation_data
 
 
 def config_to_spec(config: JobConfig) -> FineTuningJobSpec:

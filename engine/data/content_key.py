@@ -17,6 +17,8 @@ _LAYOUT = 9
 _CORPUS_TOKENIZER = 1
 """Part of the key of shards with their own tokenizer. Increase it if the same rows give another tokenizer."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_CORPUS = 2
+"""Part of the key of a streamed corpus. Increase it if the same files give other counts in prepared.json."""
 _LIBRARIES = ("tokenizers", "transformers")
 
 
@@ -55,7 +57,7 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
         "max_length": hyper.max_length,
         "truncation": hyper.truncation,
         "loss_on": hyper.loss_on,
-        "streaming": hyper.streaming,
+        "streaming": hyper.streaming and _CORPUS,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ resumed training reads nothing but the block it stopped in.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -18,6 +19,7 @@ from engine.config.job import SHUFFLE_BUFFER_TOKENS, DataSource, JobConfig
 from engine.data.corpus_files import Chunk, read_chunks
 from engine.data.digests import DIGEST_BYTES, digest_of
 from engine.data.formats import Example
+from engine.data.requested_files import SOON, RequestedFiles
 from engine.data.rows import RowProblem
 from engine.data.sources import Source
 from engine.data.spans import IGNORED, Tokens, effect_of, tokens_of_all
@@ -109,6 +111,10 @@ class StreamedCorpus:
     """Dataset id → file."""
     start: State | None = None
     """State before the first block to make; None: the beginning."""
+    requests: Path | None = None
+    """Folder in which readers ask for files; None if all are there."""
+    reader: str = ""
+    """Name of the process that reads, unique in that folder."""
 
 
 @dataclass
@@ -176,8 +182,9 @@ class CorpusStream:
         joined = streamed.corpus.held_out
         held_out = {joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES)}
         self._block, self._taken = start.block, list(start.taken)
+        files = RequestedFiles.of_reader(streamed.files, streamed.requests, streamed.reader)
         self._groups = [
-            _Files(config, tokenizer, number, indices, streamed.files, held_out, replace(position))
+            _Files(config, tokenizer, number, indices, files, held_out, replace(position))
             for number, (indices, position) in enumerate(zip(by_weight.values(), start.positions, strict=True))
         ]
 
@@ -224,7 +231,7 @@ class _Files:
         tokenizer: Tokenizer,
         number: int,
         indices: list[int],
-        files: Mapping[str, Path],
+        files: RequestedFiles,
         held_out: set[bytes],
         position: Position,
     ) -> None:
@@ -234,7 +241,7 @@ class _Files:
             index: Source(f"training_data[{index}]", config.training_data[index], config.system_prompt)
             for index in indices
         }
-        self._paths = {index: files[config.training_data[index].dataset] for index in indices}
+        self._files = files
         self.position = position
         self._order: tuple[int, list[int]] = (-1, [])
         self._reader: Iterator[Chunk] | None = None
@@ -243,6 +250,7 @@ class _Files:
         self._tokens: _Tokens | None = None
         self.num_left_out = 0
         self.left_out: list[str] = []
+        self._files.announce(number, self._coming())
 
     def take(self, ids: Ids, labels: Ids, origin: NDArray[numpy.int64], alive: Callable[[], None]) -> None:
         """Fills one sequence with the next tokens."""
@@ -270,19 +278,21 @@ class _Files:
             if self.position.epoch > began + 1:
                 raise self._nothing()
             alive()
-            self._tokens = self._read()
+            self._tokens = self._read(alive)
             if self.position.skip < len(self._tokens.ids):
                 return self._tokens
 
-    def _read(self) -> _Tokens:
-        """Reads and tokenises the chunk at the position."""
+    def _read(self, alive: Callable[[], None]) -> _Tokens:
+        """Reads and tokenises the chunk at the position. `alive` is called while it waits for a file."""
         at = self.position
         index = self._order_of(at.epoch)[at.file]
         given = self._config.training_data[index]
         key = Position(at.epoch, at.file, at.offset)
         if self._reader is None or self._reader_at != key:
-            self._reader = read_chunks(
-                self._paths[index], self._config.hyperparameters.max_length, offset=at.offset, line=at.line
+            self._files.announce(self._number, self._coming())
+            length = self._config.hyperparameters.max_length
+            self._reader = self._files.read(
+                self._number, partial(read_chunks, max_length=length, offset=at.offset, line=at.line), alive
             )
         chunk = next(self._reader, None)
         if chunk is None:
@@ -348,9 +358,25 @@ class _Files:
 
     def _order_of(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
-            lots = numpy.random.default_rng([self._config.seed, _ORDER, self._number, epoch])
-            self._order = epoch, [self._indices[i] for i in lots.permutation(len(self._indices)).tolist()]
+            self._order = epoch, self._drawn_order(epoch)
         return self._order[1]
+
+    def _drawn_order(self, epoch: int) -> list[int]:
+        lots = numpy.random.default_rng([self._config.seed, _ORDER, self._number, epoch])
+        return [self._indices[i] for i in lots.permutation(len(self._indices)).tolist()]
+
+    def _coming(self) -> list[str]:
+        """Returns the dataset ids of the files from the position on, each once, as far as others need to know."""
+        at, found = self.position, dict[str, None]()
+        epoch, left = at.epoch, self._order_of(at.epoch)[at.file :]
+        while len(found) <= SOON:
+            found |= dict.fromkeys(self._config.training_data[index].dataset for index in left)
+            if epoch > at.epoch:
+                # The files of a whole epoch are all files.
+                break
+            epoch += 1
+            left = self._drawn_order(epoch)
+        return list(found)
 
     def _next_file(self, joint: Joint) -> Position:
         at = self.position
@@ -360,7 +386,8 @@ class _Files:
 
     def _bad(self, index: int, problem: RowProblem) -> JobError:
         place = f"training_data[{index}] row {problem.row}"
-        message = f"{place} of {self._paths[index].name}: {problem.message.rstrip('.')}."
+        name = self._files.paths[self._config.training_data[index].dataset].name
+        message = f"{place} of {name}: {problem.message.rstrip('.')}."
         advice = (
             "Correct the row, upload the file again and create the job again. Checkpoints of earlier steps are kept."
         )

@@ -1,14 +1,17 @@
 """Trains a tokenizer on the rows that a job trains on: byte-level BPE with one special token, which ends a text."""
 
+import contextlib
 import hashlib
 import heapq
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
 from engine.config.job import JobConfig
+from engine.data.beginnings import Beginnings
 from engine.data.blocks import BLOCK_SIZE
 from engine.data.processes import Crew
 from engine.data.spans import whole_text
@@ -54,6 +57,7 @@ def train_tokenizer(
     progress: Progress,
     limits: WorkLimits = WorkLimits(),  # noqa: B008 - it cannot be changed
     *,
+    beginnings: Beginnings | None = None,
     max_bytes: int = MAX_TEXT_BYTES,
 ) -> TrainedTokenizer:
     """Trains the tokenizer that the job's base model asks for on its training rows, without those that are held out,
@@ -72,8 +76,10 @@ def train_tokenizer(
     _save(model, folder)
     tokenizer = Tokenizer(folder, config.chat_template)
     report = Report()
-    with Crew(config, folder, tokenizer, 0, limits) as crew:
-        split = Split(config, crew, sources, report, advance, BLOCK_SIZE)
+    with contextlib.ExitStack() as stack:
+        begun = beginnings or stack.enter_context(Beginnings.of_job(config, sources, partial(progress, PHASE)))
+        crew = stack.enter_context(Crew(config, folder, tokenizer, 0, limits))
+        split = Split(config, crew, sources, report, advance, BLOCK_SIZE, begun)
         if report.num_errors:
             return TrainedTokenizer(folder / "tokenizer.json", MIN_VOCAB_SIZE, 0, 0)
         drawn = _Drawn(max_bytes)

@@ -4,10 +4,12 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from engine.config.job import DataSource, JobConfig
+from engine.data.beginnings import Beginnings
 from engine.data.block_tokenizer import EXAMINED_ROWS
 from engine.data.blocks import BLOCK_SIZE, BlockSize
 from engine.data.content_key import content_key
@@ -63,6 +65,10 @@ class Prepared:
     has_chat: bool = False
     used_plain_template: bool = False
     """True if the model has no chat template and PLAIN_TEMPLATE rendered the conversations."""
+    num_begun_tokens: int = 0
+    """Number of tokens in train/ if the corpus is streamed: those of the beginnings of its files."""
+    corpus_bytes: int = 0
+    """Size of the files of a streamed corpus that are read at once: the largest of each weight."""
 
     @property
     def num_packed(self) -> int:
@@ -93,6 +99,7 @@ def prepare(
     processes: int = 1,
     key: str = "",
     *,
+    beginnings: Beginnings | None = None,
     limits: WorkLimits = WorkLimits(),  # noqa: B008 - it cannot be changed
     min_bytes: int = MIN_BYTES,
     block_size: BlockSize = BLOCK_SIZE,
@@ -108,7 +115,8 @@ def prepare(
     Rows are deduplicated within their phase, then split by the job's seed over all phases together, then sampled by the
     weights of their sources, then truncated to max_length. With `processes` above 1, data of `min_bytes` or more is
     tokenised in that many child processes, in blocks of `block_size`; the output is the same. `key` is the
-    `content_key`, if it is already known. Raises LimitExceeded for data beyond the `limits`.
+    `content_key`, if it is already known. `beginnings` are those of a streamed corpus, if they have been read: then its
+    files need not be there. Raises LimitExceeded for data beyond the `limits`.
 
     Problems and warnings are added to `report`, also if a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with
     problems), UNKNOWN_COLUMN, TOO_FEW_ROWS, NOTHING_TO_TRAIN, and those of files, formats, templates, tokenizer, spans.
@@ -118,8 +126,10 @@ def prepare(
     key = key or content_key(config, tokenizer_dir, {name: sha256_of(path) for name, path in sources.items()})
     packs = _packs(config)
     with contextlib.ExitStack() as stack:
-        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, sources, processes, min_bytes, limits))
-        split = Split(config, crew, sources, report, progress, block_size)
+        begun = beginnings or stack.enter_context(Beginnings.of_job(config, sources, partial(progress, "reading_rows")))
+        size = _num_bytes(sources, begun)
+        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, size, processes, min_bytes, limits))
+        split = Split(config, crew, sources, report, progress, block_size, begun)
         report.refuse()
         out.mkdir(parents=True, exist_ok=True)
         train = stack.enter_context(ShardWriter(out / "train", f"{key[:16]}-train"))
@@ -139,7 +149,7 @@ def prepare(
     report.refuse()
     split.warn_about_long_rows()
     split.refuse_untrainable()
-    result = _result(config, tokenizer, split, packs, key)
+    result = _result(config, tokenizer, split, packs, key, begun)
     if config.hyperparameters.streaming:
         Corpus(split.estimated_tokens(), split.held_out.tobytes()).write(out)
     (out / "prepared.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
@@ -159,7 +169,10 @@ def prepare_evaluation(
     system prompt and lengths of a job. Raises what `prepare` raises."""
     # A job has rows to train; here they are the same ones, and nobody reads them.
     rows = [source.model_copy(update={"weight": 1.0}) for source in listed]
-    alone = config.model_copy(update={"training_data": rows, "phases": [], "evaluation_data": rows})
+    hyper = config.hyperparameters.model_copy(update={"streaming": False})
+    alone = config.model_copy(
+        update={"training_data": rows, "phases": [], "evaluation_data": rows, "hyperparameters": hyper}
+    )
     prepare(alone, tokenizer_dir, sources, out, progress, key="evaluation")
 
 
@@ -173,10 +186,11 @@ def examine(
     limits: WorkLimits = WorkLimits(),  # noqa: B008 - it cannot be changed
     *,
     held_out: Path | None = None,
+    beginnings: Beginnings | None = None,
 ) -> Prepared | None:
     """Counts what `prepare` would write for the valid rows, without writing anything; but if graders name values of the
     held-out rows, the first ones of these are written to `held_out`, as in eval_rows.jsonl. All problems that would
-    refuse a job are added to `report`. Returns None if an error stopped the counting.
+    refuse a job are added to `report`. `beginnings` as in `prepare`. Returns None if an error stopped the counting.
 
     Raises JobError if the tokenizer cannot be used, and LimitExceeded for data beyond the `limits`.
     """
@@ -184,8 +198,13 @@ def examine(
     packs = _packs(config)
     num_examined = 0
     try:
-        with _crew(config, tokenizer_dir, tokenizer, sources, processes, MIN_BYTES, limits) as crew:
-            split = Split(config, crew, sources, report, progress, BLOCK_SIZE)
+        with contextlib.ExitStack() as stack:
+            begun = beginnings or stack.enter_context(
+                Beginnings.of_job(config, sources, partial(progress, "reading_rows"))
+            )
+            size = _num_bytes(sources, begun)
+            crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, size, processes, MIN_BYTES, limits))
+            split = Split(config, crew, sources, report, progress, BLOCK_SIZE, begun)
             for phase, made in split.tokenised(keep=False):
                 _check_size(split, limits)
                 if held_out is not None and made.eval_rows and num_examined < EXAMINED_ROWS:
@@ -203,21 +222,28 @@ def examine(
         place = next((v.field for v in error.violations), "")
         report.refused(place.removeprefix("spec.").partition(".")[0] or "training_data[0]", error)
         return None
-    return _result(config, tokenizer, split, packs, "")
+    return _result(config, tokenizer, split, packs, "", begun)
 
 
 def _crew(
     config: JobConfig,
     tokenizer_dir: Path,
     tokenizer: Tokenizer,
-    sources: Mapping[str, Path],
+    num_bytes: int,
     processes: int,
     min_bytes: int,
     limits: WorkLimits,
 ) -> Crew:
-    size = sum(path.stat().st_size for path in sources.values())
-    alone = processes == 1 or size < min_bytes
+    alone = processes == 1 or num_bytes < min_bytes
     return Crew(config, tokenizer_dir, tokenizer, 0 if alone else processes, limits)
+
+
+def _num_bytes(sources: Mapping[str, Path], beginnings: Beginnings | None) -> int:
+    """Returns the bytes that are tokenised."""
+    if beginnings is None:
+        return sum(path.stat().st_size for path in sources.values())
+    others = (path for name, path in sources.items() if name not in beginnings)
+    return beginnings.num_bytes + sum(path.stat().st_size for path in others)
 
 
 def _check_size(split: Split, limits: WorkLimits) -> None:
@@ -247,7 +273,14 @@ def _streamed(config: JobConfig, split: Split) -> Statistics:
     )
 
 
-def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[PackCount], key: str) -> Prepared:
+def _result(
+    config: JobConfig,
+    tokenizer: Tokenizer,
+    split: Split,
+    packs: list[PackCount],
+    key: str,
+    beginnings: Beginnings | None,
+) -> Prepared:
     phases = [PreparedPhase(counted, pack.num_sequences) for counted, pack in zip(split.phases, packs, strict=True)]
     train = split.train
     if config.hyperparameters.streaming:
@@ -263,4 +296,6 @@ def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[P
         num_leaked=split.num_leaked,
         has_chat=split.has_chat,
         used_plain_template=not tokenizer.has_own_template and config.chat_template is None,
+        num_begun_tokens=0 if beginnings is None else split.train.num_tokens,
+        corpus_bytes=0 if beginnings is None else beginnings.bytes_at_once(config),
     )

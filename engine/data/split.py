@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from engine.config.advice import setting
 from engine.config.graders import grader, item_paths
 from engine.config.job import DataSource, JobConfig
+from engine.data.beginnings import Beginning, Beginnings
 from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
 from engine.data.blocks import Block, BlockSize, read_blocks
-from engine.data.corpus_files import Scan, check_corpus_file, not_a_corpus, scan
+from engine.data.corpus_files import not_a_corpus
 from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each, shuffled
 from engine.data.formats import TURNS_CUT, Example
 from engine.data.processes import Crew, Task
-from engine.data.rows import Row, RowProblem
+from engine.data.rows import RowProblem
 from engine.data.sources import UNWRITTEN, Source
 from engine.data.statistics import RowCounts, Statistics
 from engine.data.validation import INCOMPLETE, LISTED_OF_A_KIND, Report
@@ -29,10 +30,6 @@ Progress = Callable[[str, float | None], None]
 """Callback with the phase (reading_rows, tokenising) and the fraction of it that is done, None if unknown; called while
 the work continues."""
 
-_BEGINNING_BYTES = 128 << 10
-_BEGINNINGS_BYTES = 16 << 20
-"""Bytes of all beginnings that are read of a streamed corpus together, but at least _BEGINNING_BYTES of each file."""
-_BEGINNING_BLOCK = BlockSize(num_bytes=_BEGINNING_BYTES, num_rows=32)
 _OUTLIER = 20
 """Multiple of the median length above which a row is reported."""
 
@@ -50,10 +47,8 @@ class _Part:
     """Number of examples and of rows that yield none."""
     start: int = 0
     """Index of its first example in its group."""
-    scan: Scan | None = None
-    """What reading the whole file told, if only its beginning is tokenised."""
-    num_bytes: int = 0
-    """Bytes of the text that was read."""
+    begun: Beginning | None = None
+    """Its beginning, if nothing else is tokenised."""
     num_tokenised: int = 0
     """Examples that were tokenised."""
     num_tokens: int = 0
@@ -67,7 +62,7 @@ class _Part:
         """Returns the tokens of the whole file that are used in an epoch, estimated from its beginning."""
         examples, given = sum(self.blocks), self.source.given
         mean = self.num_tokens / max(self.num_tokenised, 1)
-        whole = self.scan.num_bytes / max(self.num_bytes, 1) if self.scan else 1.0
+        whole = self.begun.scan.num_bytes / max(self.begun.num_bytes, 1) if self.begun else 1.0
         num_examples = max(examples * whole, 1)
         if given.max_samples is not None:
             num_examples = min(num_examples, given.max_samples)
@@ -111,11 +106,14 @@ class Split:
         report: Report,
         progress: Progress,
         block_size: BlockSize,
+        beginnings: Beginnings | None = None,
     ) -> None:
-        """Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, INVALID_CONFIG, TOO_FEW_ROWS, and those of files, formats and
+        """`beginnings` are those of a streamed corpus, whose files need not be there any more.
+
+        Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, INVALID_CONFIG, TOO_FEW_ROWS, and those of files, formats and
         templates. Problems of single rows are added to the report."""
         self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
-        self._block_size = block_size
+        self._block_size, self._beginnings = block_size, beginnings
         self._graded = {path.split(".")[1] for each in config.evaluation.graders for path in item_paths(grader(each))}
         self.train = Statistics()
         self.rows = RowCounts()
@@ -232,24 +230,23 @@ class Split:
             part = _Part(source, self._paths[source.given.dataset], start=len(rows))
             parts.append(part)
             self._report.name_file(source.place, part.path.name)
-            if self._config.hyperparameters.streaming and name == "training_data":
-                check_corpus_file(part.path, source.place)
-                part.scan = scan(part.path, self._alive_reading)
+            if self._beginnings is not None and name == "training_data":
+                part.begun = self._beginnings[source.given.dataset]
             for found in self._surveys(part):
                 digests += found.digests
                 rows.frombytes(found.rows)
                 part.blocks.append(len(found.rows) // rows.itemsize)
-                if part.scan and part.format not in ("", "text"):
+                if part.begun and part.format not in ("", "text"):
                     raise not_a_corpus(part.path, source.place, f"has rows of the format {part.format}")
                 has_chat |= found.has_chat
                 plain = plain or (source.place if found.has_plain else "")
+            damage = part.begun.scan.problem if part.begun else None
+            if damage and damage.row not in self._report.marked(source.place, damage.reason):
+                self._report.add(source.place, damage)
         if plain and self._config.system_prompt:
             message = f"{plain} has rows of plain text, to which no system prompt can be added."
             where = Violation("spec.system_prompt", message)
             raise JobError("INVALID_CONFIG", message, "Remove system_prompt, or use a conversational format.", [where])
-            damage = part.scan.problem if part.scan else None
-            if damage and damage.row not in self._report.marked(source.place, damage.reason):
-                self._report.add(source.place, damage)
         every = digests_of(digests)
         first = first_of_each(every)
         unique = first == numpy.arange(len(first))
@@ -309,19 +306,9 @@ class Split:
 
     def _blocks(self, part: _Part) -> Iterator[Block]:
         """Yields the blocks of a file; of one that is streamed, those at its beginning."""
-        size = _BEGINNING_BLOCK if part.scan else self._block_size
-        blocks = read_blocks(part.path, self._config.hyperparameters.max_length, size)
-        if part.scan is None:
-            yield from blocks
-            return
-        most = max(_BEGINNINGS_BYTES // len(self._config.training_data), _BEGINNING_BYTES)
-        part.num_bytes = 0
-        for block in blocks:
-            texts = (str(row.values.get("text", "")) for row in block.read if isinstance(row, Row))
-            part.num_bytes += len(block.lines) + sum(len(text.encode()) for text in texts)
-            yield block
-            if part.num_bytes >= most:
-                return
+        if part.begun:
+            return part.begun.blocks()
+        return read_blocks(part.path, self._config.hyperparameters.max_length, self._block_size)
 
     def _alive_reading(self) -> None:
         self._progress("reading_rows", None)
@@ -332,7 +319,7 @@ class Split:
         held = among(group.digests, held_out) & group.unique
         for part in group.parts:
             here = slice(part.start, part.end)
-            if part.scan:
+            if part.begun:
                 # The beginning is only counted; the weight applies to the whole file.
                 group.row_uses[here] = (group.unique & ~held)[here]
                 continue

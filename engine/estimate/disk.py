@@ -60,6 +60,8 @@ class Disk:
     """Size of the base model if it still has to be downloaded; otherwise 0."""
     package_bytes: int
     """Size of the weights in the exported package."""
+    corpus_bytes: int = 0
+    """Size of the files of a streamed corpus that have to be on the disk at once."""
 
     @property
     def verdict(self) -> Verdict:
@@ -97,10 +99,13 @@ def estimate_disk(
     download_bytes: int = 0,
     merged_bytes: int = 0,
     conversion_bytes: int = 0,
+    corpus_bytes: int = 0,
 ) -> Disk:
-    """Estimates the disk space of a job whose data has `num_tokens` tokens, held-out rows included. `merged_bytes` is
-    the size of the weights of the merged form and of the GGUF files, if the job exports them, `conversion_bytes` that
-    of the weights that GGUF files are made of."""
+    """Estimates the disk space of a job whose token shards have `num_tokens` tokens, held-out rows included.
+
+    `merged_bytes` is the size of the weights of the merged form and of the GGUF files, if the job exports them,
+    `conversion_bytes` that of the weights that GGUF files are made of, `corpus_bytes` that of the files of a streamed
+    corpus that one process reads at once."""
     one = checkpoint_bytes(architecture, setup, tokenizer_bytes)
     saved = num_saved(config, total_steps)
     kept = max(config.hyperparameters.save_total_limit, _ALWAYS_KEPT + config.evaluates_while_training)
@@ -110,5 +115,7 @@ def estimate_disk(
     shards = _SHARD_BYTES * num_tokens * (2 if holds_artifacts else 1)
     package = merged_bytes + (Estimator(architecture, setup).saved_bytes if "adapter" in config.export.formats else 0)
     copies = _STORED_PACKAGES if holds_artifacts else _PACKAGES
-    needed = (held + uploading) * one + shards + copies * package + download_bytes + conversion_bytes
-    return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes, package)
+    # Some of several processes may be in the next file already.
+    corpus = corpus_bytes * min(config.world_size, 2)
+    needed = (held + uploading) * one + shards + copies * package + download_bytes + conversion_bytes + corpus
+    return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes, package, corpus)

@@ -175,6 +175,7 @@ def _disk(disk: Disk) -> pb.DiskEstimate:
         holds_artifacts=disk.holds_artifacts,
         verdict=verdict_name(disk.verdict),
         download_bytes=disk.download_bytes,
+        corpus_bytes=disk.corpus_bytes,
     )
 
 

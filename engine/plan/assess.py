@@ -313,12 +313,14 @@ def _disk(
     config = resolved.config
     on_gpu = Machine.for_job(target.hardware, config).on_gpu
     files = [model.path / name for name in _TOKENIZER]
+    trained = prepared.num_begun_tokens if config.hyperparameters.streaming else prepared.train.num_tokens
     disk = estimate_disk(
         architecture,
         Setup.of(config, on_gpu=on_gpu, length=max(prepared.train.max_tokens, 1)),
         config,
         total_steps=steps,
-        num_tokens=prepared.train.num_tokens + prepared.eval.num_tokens,
+        num_tokens=trained + prepared.eval.num_tokens,
+        corpus_bytes=prepared.corpus_bytes,
         free_bytes=target.hardware.disk_free_bytes,
         holds_artifacts=target.holds_artifacts,
         tokenizer_bytes=sum(file.stat().st_size for file in files if file.is_file()),

@@ -271,11 +271,14 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
         parts += f", {_gib(disk.download_bytes)} of weights to download, or to convert if the model is built in"
+    if disk.corpus_bytes:
+        parts += f", {_gib(disk.corpus_bytes)} of files of the corpus at once"
     if {"merged", "gguf", "gguf_adapter"} & {*resolved.config.export.formats}:
         parts += f", the package with its {_gib(disk.package_bytes)} of weights several times while it is made"
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower {path} (now {limit})"] if disk.holds_artifacts and limit > 1 else []
     ways += ["train adapters instead of all weights"] if resolved.config.method == "full" else []
+    ways += ["divide the corpus into smaller files"] if disk.corpus_bytes > disk.checkpoint_bytes else []
     advice = f"Ask the operator to free space in the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
     if disk.verdict == "impossible":
         resolved.refuse("DISK_TOO_SMALL", path, f"The disk is too small for checkpoints and package: {need}.", advice)

@@ -98,9 +98,9 @@ class AsyncJobs:
                 optionally `,tokenizer=…,vocab_size=…,seed=…`), or a tuned model, which is a short form of start_from.
             training_data: Datasets to train on: one source or a list; a job has at most 256. A source is the path of a
                 local file, or of a folder, each of whose files of rows becomes a source, sorted by path; a dataset id
-                (`ds_…`); a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`); or a table `{"dataset": …,
-                "weight": …, "mapping": {…}, "template": …, "format": …, "max_samples": …, "max_tokens": …}`. Required
-                unless `phases` is set.
+                (`ds_…`); a dataset on the hub (`hf://owner/name[@revision][/path]`), each of whose files becomes a
+                source in preflight; or a table `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …,
+                "max_samples": …, "max_tokens": …}`. Required unless `phases` is set.
             evaluation_data: Datasets to evaluate on, as for training_data. Default: holdout_fraction of the training
                 rows.
             method: `lora`, `qlora`, `full` or `auto`. Default `auto`: preflight chooses by the memory of the hardware.

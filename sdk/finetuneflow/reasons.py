@@ -228,7 +228,8 @@ class Reason(OpenEnum):
     """The file has no bytes. Caller: name a file with rows."""
 
     DATASET_TOO_LARGE = "DATASET_TOO_LARGE"
-    """The file is larger than the operator's limit. Caller: use a smaller file."""
+    """The file is larger than the operator's limit, or than the room that a streamed corpus has on the disk. Caller:
+    use a smaller file; divide that of a corpus."""
 
     # Datasets: What is wrong with a file as a whole.
 
@@ -244,7 +245,8 @@ class Reason(OpenEnum):
     """The name of a dataset on the hub is malformed. Caller: correct it."""
 
     SEVERAL_FILES = "SEVERAL_FILES"
-    """A dataset on the hub has several files with rows. Caller: name one of them."""
+    """A dataset on the hub has several files with rows, and it is not clear which of them to read, or they are more
+    than a job can have. Caller: name one of them, or a folder."""
 
     NO_READABLE_FILES = "NO_READABLE_FILES"
     """A dataset on the hub has no file with rows in a supported format. Caller: name another dataset."""

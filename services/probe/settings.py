@@ -19,6 +19,9 @@ class ProbeSettings(ServiceSettings):
     """Approximate disk space, in bytes, for datasets that are kept for the next query."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
     """Maximum size of a hub dataset, in bytes. FTF_MAX_DATASET_BYTES also limits uploads."""
+    corpus_cache_bytes: int = Field(default=0, ge=0)
+    """Maximum size of the files of a streamed corpus that a preflight has on the disk at once, in bytes. 0: half of
+    what is free when it begins, divided by `slots`."""
     max_template_seconds: float = Field(default=60, gt=0)
     """Maximum processor time of a query's or preflight's row templates and chat templates, beside a millisecond per
     row. Each process that tokenises has it for itself."""

@@ -89,7 +89,7 @@ class RayCluster:
         file = training_input.with_name("driver.json")
         file.write_text(given.model_dump_json(indent=1), "utf-8")
         argv = [sys.executable, "-m", "services.trainer.cluster.driver", str(file)]
-        return ChildCommand(argv, child_input.out_dir, env=_ray_environment(), driver=True)
+        return ChildCommand(argv, child_input.out_dir, env=_ray_environment(), driver=True, provide=local.provide)
 
     def _look(self) -> Survey:
         if importlib.util.find_spec("ray") is None:

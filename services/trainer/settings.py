@@ -16,6 +16,9 @@ class TrainerSettings(ServiceSettings):
     listen: str = "127.0.0.1:7462"
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
     """Maximum size of a hub dataset of a streamed corpus, in bytes. FTF_MAX_DATASET_BYTES also limits uploads."""
+    corpus_cache_bytes: int = Field(default=0, ge=0)
+    """Maximum size of the files of a streamed corpus that a training has on the disk at once, in bytes. 0: half of what
+    is free when it begins, divided by `slots`."""
     engine: Literal["local", "ray"] = "local"
     """What runs the processes of trainings: "local": this machine; "ray": Ray Train, on the nodes of a Ray cluster that
     share `home`. With "ray", `threads` is the number of CPUs that each process reserves there and of its threads, 1 by

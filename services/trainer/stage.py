@@ -22,14 +22,15 @@ from services.attempt_inputs import (
     base_model,
     child_command,
     child_environment,
-    dataset_files,
     job_configuration,
     newest_checkpoint,
+    provided_datasets,
     start_checkpoint,
     token_shards,
 )
 from services.hub_access import HubAccess, job_access
-from services.hub_files import download, hub_of, pin
+from services.hub_files import hub_of, pin, provided_hub_files
+from services.provided_files import ProvidedFiles, check_room, room_for_corpus, streams
 from services.trainer.ray_cluster import RayCluster
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.child_input import TrainingInput, UnusableCheckpoint
@@ -61,7 +62,8 @@ class TrainingStage:
         config = job_configuration(assignment.resolved_spec)
         hub = job_access(self._settings, assignment, secrets)
         data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
-        sources = await self._corpus(config, assignment, workdir, store, hub)
+        out_dir = workdir / "out"
+        corpus = await self._corpus(config, assignment, workdir, store, hub)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         start = None
         if assignment.HasField("start") and (checkpoint is None or config.start_mode == "new"):
@@ -70,8 +72,9 @@ class TrainingStage:
             config=config,
             model=await base_model(self._catalogue, assignment, hub, store, workdir),
             data_dir=data_dir,
-            sources=sources,
-            out_dir=workdir / "out",
+            sources=corpus.paths if corpus else {},
+            requests=corpus.requests if corpus else None,
+            out_dir=out_dir,
             resume=checkpoint,
             start=start,
             unusable_checkpoints=[UnusableCheckpoint(step=step, problem=why) for step, why in unusable.items()],
@@ -82,6 +85,8 @@ class TrainingStage:
         )
         gpus = config.resources.gpus
         command = child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=gpus)
+        if corpus:
+            command = replace(command, provide=corpus.provide)
         if self._cluster:
             return self._cluster.command(command, child_input)
         # bitsandbytes opens the GPU when it is imported, so the warm spare does not import it.
@@ -96,18 +101,22 @@ class TrainingStage:
 
     async def _corpus(
         self, config: JobConfig, assignment: Assignment, workdir: Path, store: ArtifactStore, hub: HubAccess
-    ) -> dict[str, Path]:
-        """Downloads the files of a corpus that is streamed: dataset id → file; none for other jobs."""
+    ) -> ProvidedFiles | None:
+        """Returns the files of a corpus that is streamed, which are downloaded while the child runs; None for other
+        jobs. Raises JobError if those that are read at once do not fit on the disk."""
         if not config.hyperparameters.streaming:
-            return {}
-        named = {source.dataset for source in config.training_data}
-        sources = await dataset_files(assignment, store, workdir, named)
+            return None
         pinned = FineTuningJobSpec()
         pinned.training_data.extend(assignment.resolved_spec.training_data)
         datasets = hub_of(hub, self._settings.max_dataset_bytes)
-        files = await asyncio.to_thread(pin, data_sources(pinned), datasets)
-        downloaded = await asyncio.to_thread(download, datasets, files, workdir / "sources")
-        return sources | {one.file.reference: one.path for one in downloaded}
+        on_hub = await asyncio.to_thread(pin, data_sources(pinned), datasets)
+        sha256s = {one.pinned: one.sha256 for one in assignment.preflight.hub_datasets}
+        named, retry = {source.dataset for source in config.training_data}, self._store_retry_seconds
+        files = provided_datasets(assignment, store, workdir, named, retry)
+        files |= provided_hub_files(datasets, on_hub, workdir / "sources", sha256s, retry_seconds=retry)
+        limit = room_for_corpus(self._settings.corpus_cache_bytes, workdir, self._settings.slots)
+        check_room(streams(config, files), limit, config.world_size, "FTF_TRAINER_CORPUS_CACHE_BYTES")
+        return ProvidedFiles(files, workdir / "out", limit, self._settings.preparation_stall_seconds)
 
     def _threads(self, world_size: int) -> int:
         """Returns the number of threads of all processes together."""

@@ -23,6 +23,11 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         "one": ("README.md", "dataset_infos.json", "loader.py", "data/train.jsonl"),
         "many": ("main/train.parquet", "main/test.parquet", "loader.py"),
         "script": ("README.md", "loader.py"),
+        "parts": ("README.md", "text/b.txt", "text/a.txt", "text/c/d.txt", "loader.py"),
+        "splits": ("data/train-1.jsonl", "data/test-0.jsonl", "data/train-0.jsonl", "data/extra.jsonl"),
+        "tests": ("test.jsonl", "validation.jsonl"),
+        "formats": ("train.jsonl", "train.csv"),
+        "large": tuple(f"part-{number}.txt" for number in range(101)),
     }
     datasets: dict[str, dict[str, Path]] = {}
     for name, paths in files.items():
@@ -80,6 +85,71 @@ def test_only_data_file_is_pinned_to_newest_commit(hub: Hub, tmp_path: Path) -> 
     assert brought.sha256 == hashlib.sha256(ROWS).hexdigest()
     assert [entry.name for entry in (tmp_path / "here").iterdir()] == ["train.jsonl"]
     assert not list(tmp_path.glob(".here*"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "paths", "left_out"),
+    [
+        ("hf://org/one", ["data/train.jsonl"], 0),
+        ("hf://org/parts", ["text/a.txt", "text/b.txt", "text/c/d.txt"], 0),
+        ("hf://org/parts/text/c", ["text/c/d.txt"], 0),
+        ("hf://org/parts/text/b.txt", ["text/b.txt"], 0),
+        ("hf://org/splits", ["data/train-0.jsonl", "data/train-1.jsonl"], 2),
+        ("hf://org/many", ["main/train.parquet"], 1),
+    ],
+)
+def test_reference_stands_for_the_files_of_its_split(hub: Hub, asked: str, paths: list[str], left_out: int) -> None:
+    """Rows of a test split would otherwise be trained on, and parts of a corpus left out."""
+    found = HubDatasets(anonymous, 1 << 20).find_all(asked, "f", training=True)
+    name = "/".join(asked.split("/")[:4])
+    assert [file.reference for file in found] == [f"{name}@{NEW}/{path}" for path in paths]
+    assert {file.num_left_out for file in found} == {left_out}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("hf://org/tests", "not to train on, by their names"),
+        ("hf://org/formats", "of several formats (csv, jsonl)"),
+        ("hf://org/large", "101 data files; the limit is 100"),
+    ],
+)
+def test_files_of_which_not_all_can_be_trained_on_are_refused(hub: Hub, asked: str, told: str) -> None:
+    with pytest.raises(JobError) as caught:
+        HubDatasets(anonymous, 1 << 20).find_all(asked, "f", training=True)
+    assert caught.value.reason == "SEVERAL_FILES"
+    assert told in caught.value.message
+    assert f"{asked}/" in caught.value.advice
+
+
+def test_dataset_whose_card_declares_subsets_is_refused(hub: Hub) -> None:
+    """Its files may be the same text in several languages, or several versions of it."""
+    hub.cards["org/parts"] = {"configs": [{"config_name": "en"}, {"config_name": "de"}]}
+    with pytest.raises(JobError) as caught:
+        HubDatasets(anonymous, 1 << 20).find_all("hf://org/parts", "f", training=True)
+    assert "its card declares subsets" in caught.value.message
+    assert "hf://org/parts/text" in caught.value.advice
+    assert len(HubDatasets(anonymous, 1 << 20).find_all("hf://org/parts/text", "f", training=True)) == 3
+
+
+def test_rows_to_evaluate_on_are_no_guess(hub: Hub) -> None:
+    with pytest.raises(JobError) as caught:
+        HubDatasets(anonymous, 1 << 20).find_all("hf://org/splits", "f", training=False)
+    assert caught.value.reason == "SEVERAL_FILES"
+
+
+def test_download_ends_when_its_job_does(hub: Hub, tmp_path: Path) -> None:
+    """It would otherwise fill the disk of the next job."""
+
+    def stop() -> None:
+        raise RuntimeError("over")
+
+    datasets = HubDatasets(anonymous, 1 << 20)
+    found = datasets.find("hf://org/one", "f")
+    with pytest.raises(RuntimeError, match="over"):
+        datasets.fetch(found, tmp_path / "here", go_on=stop)
+    assert not (tmp_path / "here").exists()
+    assert datasets.fetch(found, tmp_path / "here").path.read_bytes() == 2 * ROWS
 
 
 def test_files_of_one_dataset_are_pinned_to_one_commit(hub: Hub) -> None:

@@ -18,10 +18,10 @@ REFUSALS = {"org/gated": (403, "GatedRepo"), "org/unknown": (404, "RepoNotFound"
 
 class Hub:
     """`folder` is the model `org/tiny`, `models` are others by id; `datasets`: id → commit → folder, the last commit
-    being `main`. `sent` says how many bytes of which file went out; `before_sending` is called with a model's id before
-    its weights do. `tokens` is what a private dataset asks for. `readers` are the tokens that may read the models once
-    they are gated, `checks` the tokens about which the hub was asked; `expired` ones are refused.
-    `writes` has the repositories that can be pushed to."""
+    being `main`; `cards` is what their cards declare. `sent` says how many bytes of which file went out;
+    `before_sending` is called with a model's id before its weights do. `tokens` is what a private dataset asks for.
+    `readers` are the tokens that may read the models once they are gated, `checks` the tokens about which the hub was
+    asked; `expired` ones are refused. `writes` has the repositories that can be pushed to."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Hub:
         self.models = {"org/tiny": folder, **(models or {})}
         self.before_sending: Callable[[str], None] = lambda _model: None
         self.datasets = dict(datasets or {})
+        self.cards: dict[str, dict[str, object]] = {}
         self.sent: dict[str, int] = {}
         self.tokens: dict[str, str] = {}
         self.readers: set[str] | None = None
@@ -146,6 +147,7 @@ class Hub:
                 for file in files
             ]
             info = {"id": dataset, "sha": commit, "siblings": siblings, "private": False, "gated": False, "tags": []}
+            info["cardData"] = self.cards.get(dataset)
             self._send(request, 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body=body)
         else:
             self._send_file(request, commits[commit] / name, commit, body=body)

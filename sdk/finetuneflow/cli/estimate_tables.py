@@ -156,6 +156,8 @@ def _disk(disk: DiskEstimate) -> str:
     need = f"{count(disk.num_checkpoints, 'checkpoint')} of {size(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
         need += f", {size(disk.download_bytes)} of weights to download, or to convert if the model is built in"
+    if disk.corpus_bytes:
+        need += f", {size(disk.corpus_bytes)} of files of the corpus at once"
     return f"{size(disk.needed_bytes)} ({need}) of {size(disk.free_bytes)} free: {_word(disk.verdict)}"
 
 

@@ -53,8 +53,8 @@ class DiskEstimate(Resource):
     num_checkpoints: int
     """Maximum number of checkpoints on disk at the same time, including those being uploaded."""
     needed_bytes: int
-    """Peak disk usage in bytes: checkpoints, token shards, the package, and the base model's weights if they are not on
-    the machine yet."""
+    """Peak disk usage in bytes: checkpoints, token shards, the package, the files of a streamed corpus that are read at
+    once, and the base model's weights if they are not on the machine yet."""
     free_bytes: int
     """Free disk space in bytes; 5 % of it is kept in reserve."""
     holds_artifacts: bool
@@ -64,6 +64,9 @@ class DiskEstimate(Resource):
     free space is needed."""
     download_bytes: int
     """Bytes of the base model's weights that have yet to be downloaded or unpacked."""
+    corpus_bytes: int
+    """Bytes of the files of a streamed corpus that have to be on the disk at once: the largest of each `weight`, twice
+    with several processes, because some of them may be in the next file already. 0 for other jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ class ResourceEstimate(_message.Message):
     def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ..., disk: _Optional[_Union[DiskEstimate, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Adjustment, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., world_size: _Optional[int] = ..., parallelism: _Optional[str] = ..., parallelism_reason: _Optional[str] = ..., host_memory_bytes: _Optional[int] = ..., host_memory_upper_bytes: _Optional[int] = ..., host_memory_free_bytes: _Optional[int] = ...) -> None: ...
 
 class DiskEstimate(_message.Message):
-    __slots__ = ("checkpoint_bytes", "num_checkpoints", "needed_bytes", "free_bytes", "holds_artifacts", "verdict", "download_bytes")
+    __slots__ = ("checkpoint_bytes", "num_checkpoints", "needed_bytes", "free_bytes", "holds_artifacts", "verdict", "download_bytes", "corpus_bytes")
     CHECKPOINT_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class DiskEstimate(_message.Message):
     HOLDS_ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_BYTES_FIELD_NUMBER: _ClassVar[int]
     checkpoint_bytes: int
     num_checkpoints: int
     needed_bytes: int
@@ -101,7 +102,8 @@ class DiskEstimate(_message.Message):
     holds_artifacts: bool
     verdict: FitVerdict
     download_bytes: int
-    def __init__(self, checkpoint_bytes: _Optional[int] = ..., num_checkpoints: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., holds_artifacts: bool = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., download_bytes: _Optional[int] = ...) -> None: ...
+    corpus_bytes: int
+    def __init__(self, checkpoint_bytes: _Optional[int] = ..., num_checkpoints: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., holds_artifacts: bool = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., download_bytes: _Optional[int] = ..., corpus_bytes: _Optional[int] = ...) -> None: ...
 
 class MemoryComponent(_message.Message):
     __slots__ = ("name", "size_bytes", "description", "uncertainty")

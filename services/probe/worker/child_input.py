@@ -22,8 +22,10 @@ class PreflightInput(ChildInput):
     model: ModelFiles
     sources: dict[str, Path]
     """Dataset id → file, which keeps the name with which it was uploaded."""
+    requests: Path | None = None
+    """Folder in out_dir in which the child asks for the files of a streamed corpus; None if they are there."""
     hub: list[HubSource] = Field(default=[])
-    """The entries of `sources` that were downloaded from a hub, under their names in `config`."""
+    """The entries of `sources` that come from a hub, under their names in `config`."""
     content_key: str = ""
     """The key that the token shards depend on (`engine.data.content_key`); empty: the child computes it."""
     shards: Path | None = None

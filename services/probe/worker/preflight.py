@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from google.protobuf import json_format
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from engine.config.job import JobConfig
+from engine.data.beginnings import Beginnings
 from engine.data.content_key import content_key
 from engine.data.corpus_tokenizer import PHASE as TRAINING_TOKENIZER
 from engine.data.corpus_tokenizer import TrainedTokenizer, train_tokenizer
@@ -62,9 +64,11 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     phases.enter("resolving_model", f"{model.id} {model.revision}".strip())
     asked = "max_length" in child_input.given.get("hyperparameters", {})
     resolve_length(resolved, model.context_length, asked=asked)
+    beginnings = None
     if trains:
         with _report_saved(sink, child_input.out_dir, Report()):
-            model = _with_tokenizer(resolved, child_input, phases)
+            beginnings = _beginnings(resolved.config, child_input, phases, TRAINING_TOKENIZER)
+            model = _with_tokenizer(resolved, child_input, phases, beginnings)
     architecture = Architecture.of_folder(model.path)
 
     if resolved.config.start_from in child_input.sources:
@@ -82,7 +86,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
         child_input.shards.rename(child_input.out_dir / shards_path)
         prepared = Prepared.read(child_input.out_dir / shards_path)
     else:
-        prepared = _prepared(sink, resolved.config, model, child_input, phases, key)
+        prepared = _prepared(sink, resolved.config, model, child_input, phases, key, beginnings)
     if named is not None and (trains or named.corpus_sha256):
         # Each job has its tokenizer among its own artifacts, because another job's may be deleted.
         kept = child_input.out_dir / shards_path / CORPUS_TOKENIZER
@@ -117,7 +121,18 @@ def _content_key(config: JobConfig, child_input: PreflightInput) -> str:
     )
 
 
-def _with_tokenizer(resolved: Resolved, child_input: PreflightInput, phases: Phases) -> ModelFiles:
+def _beginnings(config: JobConfig, child_input: PreflightInput, phases: Phases, phase: str) -> Beginnings | None:
+    """Reads the files of a streamed corpus, one after the other; None for other jobs and for shards that are reused."""
+    if not config.hyperparameters.streaming or child_input.shards:
+        return None
+    folder = child_input.out_dir / "beginnings"
+    progress = partial(_progress(child_input, phases), phase)
+    return Beginnings.read(config, child_input.sources, folder, progress, child_input.requests)
+
+
+def _with_tokenizer(
+    resolved: Resolved, child_input: PreflightInput, phases: Phases, beginnings: Beginnings | None
+) -> ModelFiles:
     """Returns the base model with a tokenizer trained on the rows, or with that of the shards that are reused."""
     progress, folder = _progress(child_input, phases), child_input.out_dir / "model"
     if child_input.shards:
@@ -125,7 +140,9 @@ def _with_tokenizer(resolved: Resolved, child_input: PreflightInput, phases: Pha
         trained = TrainedTokenizer.read(child_input.shards / CORPUS_TOKENIZER)
     else:
         config, scratch = resolved.config, child_input.out_dir / "tokenizer"
-        trained = train_tokenizer(config, child_input.sources, scratch, progress, child_input.limits)
+        trained = train_tokenizer(
+            config, child_input.sources, scratch, progress, child_input.limits, beginnings=beginnings
+        )
     model = with_trained_tokenizer(child_input.model.local(), trained.file, folder)
     note_tokenizer(resolved, trained)
     return ModelFiles(**asdict(model))
@@ -140,7 +157,13 @@ def _progress(child_input: PreflightInput, phases: Phases) -> Progress:
 
 
 def _prepared(
-    sink: EventSink, config: JobConfig, model: ModelFiles, child_input: PreflightInput, phases: Phases, key: str
+    sink: EventSink,
+    config: JobConfig,
+    model: ModelFiles,
+    child_input: PreflightInput,
+    phases: Phases,
+    key: str,
+    beginnings: Beginnings | None,
 ) -> Prepared:
     shards = child_input.out_dir / "shards" / key
     shards.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +178,7 @@ def _prepared(
             report,
             child_input.processes,
             key,
+            beginnings=beginnings or _beginnings(config, child_input, phases, "reading_rows"),
             limits=child_input.limits,
         )
 

@@ -25,6 +25,8 @@ class TrainingInput(ChildInput):
     """Folder with train/ and, if rows are held out, eval/, as written by `engine.data.prepare`."""
     sources: dict[str, Path] = Field(default={})
     """Dataset id → file of training_data, which keeps its name; empty unless the corpus is streamed."""
+    requests: Path | None = None
+    """Folder in out_dir in which the processes ask for these files, which are not all there; None if they are."""
     resume: WholeCheckpoint | None = None
     """Checkpoint to resume from; None: start from the beginning."""
     start: WholeCheckpoint | None = None

@@ -1,6 +1,7 @@
 """The sequences of a streamed corpus as the rows of a training: made by a process of their own, while the steps run."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import repeat
@@ -19,6 +20,7 @@ from engine.data.tokenizer import Tokenizer
 from engine.data.work_limits import WorkLimits
 from finetuneflow.v1.event_pb2 import Warning
 from services.trainer.worker.child_input import TrainingInput
+from services.trainer.worker.launch import RANK
 
 CORPUS_FILE: Final = "corpus.json"
 """File of a checkpoint with the state before the block that comes next, or that the next sequence is in."""
@@ -48,7 +50,13 @@ class CorpusRows(Dataset):  # type: ignore[misc]
         self._states: dict[int, State] = {} if start is None else {start.block: start}
         """Number of a block → the state before it."""
         self._origins: dict[int, Any] = {}
-        streamed = StreamedCorpus(Corpus.read(child_input.data_dir), child_input.sources, start)
+        streamed = StreamedCorpus(
+            Corpus.read(child_input.data_dir),
+            child_input.sources,
+            start,
+            child_input.requests,
+            f"process-{os.environ.get(RANK, '0')}",
+        )
         self._blocks = _made(child_input, streamed, sink.ticking)
 
     def __len__(self) -> int:

@@ -146,6 +146,17 @@ def test_damage_behind_the_beginning_is_named_before_training(streaming: Streami
     assert caught.value.message.startswith("training_data[1] row 100001 of b.txt: not UTF-8: byte 0xe9")
 
 
+def test_damage_behind_what_is_tokenized_is_named_before_training(streaming: Streaming) -> None:
+    """It would end a training days after its start."""
+    for number in range(128):
+        streaming.add(f"{number}.txt", f"one line of file {number}\n" * 3)
+    streaming.add("5.txt", b"fine\n" * 100_000 + b"caf\xe9\n" + b"fine\n" * 50_000)
+    with pytest.raises(JobError) as caught:
+        streaming.prepared(streaming.config())
+    assert caught.value.reason == "BAD_DATA"
+    assert caught.value.message.startswith("training_data[5] row 100001 of 5.txt: not UTF-8: byte 0xe9")
+
+
 def test_truncated_file_is_named_before_training(streaming: Streaming) -> None:
     streaming.add("a.txt", lines("a", 100))
     streaming.add("b.txt.gz", gzip.compress(random.Random(1).randbytes(2_000_000).hex().encode())[:-400_000])  # noqa: S311

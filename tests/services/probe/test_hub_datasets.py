@@ -24,6 +24,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import catalogue
+from services.probe.hub_sources import HashNotes
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
 from services.probe.worker.child_input import PreflightInput
@@ -51,14 +52,17 @@ class PreflightNode:
     store: ArtifactStore
     sha256: str
 
-    async def prepare(self, *datasets: str, secrets: Mapping[str, SecretStr] | None = None) -> ChildCommand:
+    async def prepare(
+        self, *datasets: str, secrets: Mapping[str, SecretStr] | None = None, **more: Any
+    ) -> ChildCommand:
         """Runs the supervisor's preparation for a job on these datasets, up to the start of the child. With `secrets`
-        the job names the secret `hub` for its token."""
+        the job names the secret `hub` for its token; `more` are fields of its spec."""
         spec: dict[str, Any] = {
             "base_model": "tiny",
             "recipe": "cpu-demo",
             "holdout_fraction": 0,
             "training_data": [{"dataset": name} for name in datasets],
+            **more,
         }
         if secrets is not None:
             spec["secrets"] = {"hub_token": "hub"}
@@ -79,18 +83,23 @@ class PreflightNode:
         """Prepares a job on these datasets and returns the child's input."""
         return PreflightInput.model_validate_json(written(await self.prepare(*datasets)))
 
-    async def preflight(self, *datasets: str) -> tuple[PreflightResult, ConfigResolved]:
+    async def preflight(self, *datasets: str, **more: Any) -> tuple[PreflightResult, ConfigResolved]:
         """Runs the preflight of a job on these datasets to its end."""
-        command = await self.prepare(*datasets)
+        command = await self.prepare(*datasets, **more)
         child = await Child.start(command.argv, {**command.env, **command.late_env}, Path.cwd())
+        providing = asyncio.create_task(command.provide()) if command.provide else None
         try:
             async with asyncio.timeout(120), contextlib.aclosing(child.frames()) as frames:
                 events = [Event.FromString(frame) async for frame in frames if frame]
             await child.wait()
         finally:
             child.close()
+            if providing:
+                providing.cancel()
         assert events[-1].HasField("stage_completed"), (events[-1], child.last_lines())
         (resolved,) = (event.config_resolved for event in events if event.HasField("config_resolved"))
+        workdir = Path(command.argv[-1]).parent
+        HashNotes(workdir).complete(events[-1].stage_completed.preflight)
         return events[-1].stage_completed.preflight, resolved
 
 
@@ -131,6 +140,42 @@ async def test_job_with_hub_dataset_and_uploaded_dataset(hub: Hub, node: Preflig
     reasons = {each.field: each.reason for each in resolved.resolutions}
     assert "hf://org/rows" in reasons["training_data[0].dataset"]
     assert not any("org/rows" in str(path) or path.name == "train.jsonl" for path in node.settings.home.rglob("*"))
+
+
+STREAMING: dict[str, Any] = {
+    "recipe": "text-pretrain",
+    "hyperparameters": {"streaming": True, "max_length": 64, "shuffle_buffer_tokens": 1024},
+}
+
+
+async def test_corpus_of_three_files_is_read_one_file_at_a_time(hub: Hub, node: PreflightNode) -> None:
+    """Each file is downloaded once, although the disk has room for one of them only."""
+    folder = node.folder / OLD
+    for number in range(3):
+        (folder / "text").mkdir(exist_ok=True)
+        (folder / "text" / f"{number}.txt").write_text(f"A line of the file {number}, with some words.\n" * 100)
+    sizes = [file.stat().st_size for file in sorted((folder / "text").iterdir())]
+    node.settings = node.settings.model_copy(update={"corpus_cache_bytes": max(sizes)})
+    found, resolved = await node.preflight("hf://org/rows/text", holdout_fraction=0.1, **STREAMING)
+    pinned = [f"hf://org/rows@{OLD}/text/{number}.txt" for number in range(3)]
+    assert [source.dataset for source in resolved.resolved_spec.training_data] == pinned
+    assert [(one.pinned, one.size_bytes, len(one.sha256)) for one in found.hub_datasets] == [
+        (name, size, 64) for name, size in zip(pinned, sizes, strict=True)
+    ]
+    assert hub.sent == {f"{number}.txt": size for number, size in enumerate(sizes)}
+    assert found.estimate.disk.corpus_bytes == max(sizes)
+    (told,) = [each for each in resolved.resolutions if each.field == "training_data"]
+    assert (told.value, "hf://org/rows/text" in told.reason) == (f"3 files at {OLD}", True)
+
+
+async def test_file_of_a_corpus_that_the_disk_cannot_hold_is_refused(hub: Hub, node: PreflightNode) -> None:
+    node.settings = node.settings.model_copy(update={"corpus_cache_bytes": 100})
+    with pytest.raises(JobError) as caught:
+        await node.prepare("ds_1", "hf://org/rows", **STREAMING)
+    assert caught.value.reason == "DATASET_TOO_LARGE"
+    assert caught.value.violations[0].field == "spec.training_data[1].dataset"
+    assert "FTF_PROBE_CORPUS_CACHE_BYTES" in caught.value.advice
+    assert hub.sent == {}
 
 
 async def test_resolved_spec_pins_the_commit(hub: Hub, node: PreflightNode) -> None:

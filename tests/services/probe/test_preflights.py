@@ -351,7 +351,7 @@ async def test_hub_dataset_is_preflighted_like_an_uploaded_one(gateway: GatewayW
     with hub.asked():
         found = await gateway.preflight("", training_data=sources)
         job = (await gateway.dry_run("", training_data=sources)).fine_tuning_job
-        (folder / "test.jsonl").write_text("{}")
+        (folder / "train.csv").write_text("a,b\n")
         refused = await refusal(gateway.preflight("hf://org/rows"))
     assert found.report.verdict == VALIDATION_VERDICT_OK
     assert found.result.training_data.num_examples + found.result.evaluation_data.num_examples == 120

@@ -1,9 +1,10 @@
 """A training on a streamed corpus: killed anywhere, it sees the same sequences; damage in a file is named."""
 
 import gzip
+import json
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.errors import JobError
 from finetuneflow.v1.event_pb2 import Log
 from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.recipe import train
+from tests.services.providing import Providing
 from tests.services.trainer.children import run
 from tests.services.trainer.parts import Recorder
 from tests.services.trainer.test_ranks import run_ranks
@@ -79,9 +81,16 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def make_streamed(make_input: MakeInput, files: dict[str, Path], tmp_path: Path) -> MakeInput:
     """Builds a TrainingInput that streams the files; the seventh has weight 0.5."""
 
-    def build(out: str = "out", **more: Any) -> TrainingInput:
+    every = files
+
+    def build(
+        out: str = "out",
+        files: dict[str, Path] = every,
+        training_data: Sequence[DataSource] | None = None,
+        **more: Any,
+    ) -> TrainingInput:
         built: TrainingInput = make_input(out, total_steps=30, **{**HYPER, **more})
-        data = [DataSource(dataset=name, weight=0.5 if name == "ds_6" else 1.0) for name in files]
+        data = training_data or [DataSource(dataset=name, weight=0.5 if name == "ds_6" else 1.0) for name in files]
         config = built.config.model_copy(update={"training_data": data, "holdout_fraction": 0.05})
         shards = tmp_path / "shards"
         if not shards.exists():
@@ -119,6 +128,78 @@ def test_two_processes_train_on_the_sequences_of_one(make_streamed: MakeInput, t
     found = [(log.num_tokens, log.loss) for log in together.of("log")]
     for mine, other in zip(found, [(log.num_tokens, log.loss) for log in alone.of(Log)], strict=True):
         assert mine == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.long
+def test_corpus_larger_than_its_room_on_disk_is_trained_as_one_that_is_there(
+    make_streamed: MakeInput, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two streams, more than an epoch: a file that came late or twice would change every loss behind it."""
+    whole = Recorder()
+    train(make_streamed("whole"), whole)
+    given = make_streamed("parts")
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    room = max(size for name, size in sizes.items() if name != "ds_6") + sizes["ds_6"] + 500
+    parts = Recorder()
+    with Providing(files, tmp_path / "attempt", given.out_dir, room) as providing:
+        train(given.model_copy(update={"sources": providing.files.paths, "requests": providing.files.requests}), parts)
+    assert [(log.loss, log.num_tokens) for log in parts.of(Log)] == [
+        (log.loss, log.num_tokens) for log in whole.of(Log)
+    ]
+    assert parts.of(Log)[-1].epoch > 1
+    assert providing.peak_bytes <= room < 0.6 * sum(sizes.values())
+    assert len(providing.fetched) > len(files)
+
+
+@pytest.mark.long
+def test_two_processes_share_the_files_that_are_provided(
+    make_streamed: MakeInput, files: dict[str, Path], tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"lora": {"lora_dropout": 0.0}, "resources": {"world_size": 2}}
+    whole = run_ranks(make_streamed("whole", **more), tmp_path)
+    assert whole.status == 0, whole.lines
+    given, room = make_streamed("parts", **more), 2 * (3176 + 3484)
+    attempt = tmp_path / "attempt"
+    with Providing(files, attempt, given.out_dir, room) as providing:
+        update = {"sources": providing.files.paths, "requests": providing.files.requests}
+        parts = run_ranks(given.model_copy(update=update), tmp_path, writes=[attempt])
+    assert parts.status == 0, parts.lines
+    found = [[(log.loss, log.num_tokens) for log in each.of("log")] for each in (parts, whole)]
+    assert found[0] == found[1]
+    assert providing.peak_bytes <= room
+    assert {path.stem for path in providing.files.requests.iterdir()} == {"process-0", "process-1"}
+
+
+@pytest.mark.long
+def test_resumed_training_fetches_no_file_that_it_has_read(make_streamed: MakeInput, tmp_path: Path) -> None:
+    """A resumed pretraining would otherwise download terabytes before its next step."""
+    equal = {}
+    for number in range(9):
+        equal[f"ds_{number}"] = tmp_path / f"{number}.txt"
+        equal[f"ds_{number}"].write_text(f"{text(number, 40):.1500}.\n")
+    data = [DataSource(dataset=name) for name in equal]
+
+    def run_provided(out: str, **more: Any) -> tuple[Any, list[str]]:
+        given = make_streamed(out, files=equal, training_data=data, **more.pop("given", {}))
+        with Providing(equal, tmp_path / f"{out}-attempt", given.out_dir, 1502) as providing:
+            update = {"sources": providing.files.paths, "requests": providing.files.requests}
+            child = run(given.model_copy(update=update), **more)
+        assert providing.peak_bytes == 1502
+        return child, providing.fetched
+
+    straight, order = run_provided("straight")
+    assert straight.status == 0, straight.stderr
+    killed, _ = run_provided("killed", die_at="training.step-18")
+    assert killed.status == -signal.SIGKILL, killed.stderr
+    newest = killed.checkpoints[max(killed.checkpoints)]
+    resumed, again = run_provided("resumed", given={"resume_from": newest})
+    assert resumed.status == 0, resumed.stderr
+    assert_same_as_uninterrupted([killed, resumed], straight)
+    position = json.loads((newest / "corpus.json").read_text())["positions"][0]
+    begun = 9 * position["epoch"] + position["file"]
+    assert begun > 0
+    assert again[0] == order[begun]
+    assert len(again) <= len(order) - begun + 3
 
 
 def test_checkpoint_without_position_is_refused(make_streamed: MakeInput) -> None:

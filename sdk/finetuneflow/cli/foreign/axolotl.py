@@ -27,7 +27,7 @@ _FORMATS = {
 """Axolotl's type of rows → our format, and what differs."""
 _COLUMNS = {"field_messages": "messages", "field": "text", "field_instruction": "instruction", "field_output": "output"}
 _COLUMNS |= {"field_input": "input", "field_system": "system", "field_tools": "tools"}
-_SPLIT = "files are named instead of splits: hf://owner/name/path/of/file; without one, the dataset must have one file"
+_SPLIT = "files or folders are named instead of splits: hf://owner/name/path; without one, those named `train` are read"
 
 
 def _method(given: Mapping[str, Any]) -> Outcome:

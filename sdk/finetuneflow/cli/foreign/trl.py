@@ -51,7 +51,7 @@ def _dataset(given: Mapping[str, Any]) -> Outcome:
     (name,) = given.values()
     if isinstance(name, str) and is_file(name):
         return Outcome({"training_data": [{"dataset": name}]})
-    lost = {"": "the dataset must have one file with rows; otherwise name the file: hf://owner/name/path/of/file"}
+    lost = {"": "of several files those named `train` are read; otherwise name a file or folder: hf://owner/name/path"}
     if not isinstance(name, str) or name.count("/") != 1:
         raise NoCounterpart("not the id of a dataset on the hub; name the files in training_data")
     return Outcome({"training_data": [f"hf://{name}"]}, lost=lost)
