@@ -2,10 +2,7 @@
 needed any more, so the files need not all be on the disk at once.
 """
 
-import contextlib
-import pickle
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -32,15 +29,7 @@ class Beginning:
     """Size of the file, as it is stored."""
     num_bytes: int
     """Bytes of the text of its blocks."""
-    kept: Path
-    """File of its blocks, one after the other."""
-
-    def blocks(self) -> Iterator[Block]:
-        """Yields the blocks, the same ones each time."""
-        # Written by this process, where no other one writes.
-        with self.kept.open("rb") as file, contextlib.suppress(EOFError):
-            while True:
-                yield pickle.load(file)  # noqa: S301
+    blocks: Sequence[Block]
 
 
 class Beginnings:
@@ -73,13 +62,11 @@ class Beginnings:
         cls,
         config: JobConfig,
         sources: Mapping[str, Path],
-        folder: Path,
         progress: Callable[[float], None],
         requests: Path | None = None,
     ) -> Self:
-        """Reads each file to its end, one after the other, and keeps its beginning in `folder`, which need not exist.
-        With `requests`, the files are asked for there, and none is needed again. `progress` is called with the fraction
-        of the files while the work continues.
+        """Reads each file to its end, one after the other, and keeps its beginning. With `requests`, the files are asked
+        for there, and none is needed again. `progress` is called with the fraction of the files while the work continues.
 
         Raises JobError: NOT_A_CORPUS, and those of files.
         """
@@ -89,43 +76,32 @@ class Beginnings:
             check_corpus_file(sources[name], places[name])
         most = max(_BEGINNINGS_BYTES // len(config.training_data), _BEGINNING_BYTES)
         files = RequestedFiles.of_reader(sources, requests, "preflight")
-        folder.mkdir(parents=True, exist_ok=True)
         found = {}
         for number, name in enumerate(names):
 
             def alive(done: float = number / len(names)) -> None:
                 progress(done)
 
-            def begin(path: Path, kept: Path = folder / str(number)) -> Iterator[Beginning]:
+            def begin(path: Path) -> Iterator[Beginning]:
                 scanned = scan(path, alive)
-                size = path.stat().st_size
-                yield Beginning(scanned, size, _keep(path, config.hyperparameters.max_length, most, kept), kept)
+                yield _beginning(path, scanned, config.hyperparameters.max_length, most)
 
             files.announce(0, names[number:])
             (found[name],) = files.read(0, begin, alive)
         return cls(found)
 
     @classmethod
-    @contextlib.contextmanager
-    def of_job(
-        cls, config: JobConfig, sources: Mapping[str, Path], progress: Callable[[float], None]
-    ) -> Iterator[Self | None]:
-        """Reads the beginnings, and deletes them in the end; yields None if the job streams no corpus."""
-        if not config.hyperparameters.streaming:
-            yield None
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            yield cls.read(config, sources, Path(folder), progress)
+    def of_job(cls, config: JobConfig, sources: Mapping[str, Path], progress: Callable[[float], None]) -> Self | None:
+        """Reads the beginnings. Returns None if the job streams no corpus."""
+        return cls.read(config, sources, progress) if config.hyperparameters.streaming else None
 
 
-def _keep(path: Path, max_length: int, most: int, kept: Path) -> int:
-    """Writes the first blocks of a file to `kept`. Returns the bytes of their text."""
-    num_bytes = 0
-    with kept.open("wb") as file:
-        for block in read_blocks(path, max_length, _BLOCK):
-            texts = (str(row.values.get("text", "")) for row in block.read if isinstance(row, Row))
-            num_bytes += len(block.lines) + sum(len(text.encode()) for text in texts)
-            pickle.dump(block, file)
-            if num_bytes >= most:
-                break
-    return num_bytes
+def _beginning(path: Path, scanned: Scan, max_length: int, most: int) -> Beginning:
+    blocks, num_bytes = [], 0
+    for block in read_blocks(path, max_length, _BLOCK):
+        texts = (str(row.values.get("text", "")) for row in block.read if isinstance(row, Row))
+        num_bytes += len(block.lines) + sum(len(text.encode()) for text in texts)
+        blocks.append(block)
+        if num_bytes >= most:
+            break
+    return Beginning(scanned, path.stat().st_size, num_bytes, blocks)

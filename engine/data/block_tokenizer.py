@@ -282,7 +282,8 @@ class BlockTokenizer:
                 languages = statistics.languages.setdefault(role, {})
                 language = language_of(text)
                 languages[language] = languages.get(language, 0) + 1
-        if tokens.truncated:
+        # Of a streamed corpus only held-out rows are, whose evaluation ends there.
+        if tokens.truncated and not hyper.streaming:
             lost = "start" if hyper.truncation == "keep_end" else "end"
             message = f"has {tokens.num_uncut:,} tokens; its {lost} is truncated at max_length = {limit:,}"
             _warn(made.report, place, example.row, "TRUNCATED", message)

@@ -1,6 +1,5 @@
 """Trains a tokenizer on the rows that a job trains on: byte-level BPE with one special token, which ends a text."""
 
-import contextlib
 import hashlib
 import heapq
 import threading
@@ -76,9 +75,8 @@ def train_tokenizer(
     _save(model, folder)
     tokenizer = Tokenizer(folder, config.chat_template)
     report = Report()
-    with contextlib.ExitStack() as stack:
-        begun = beginnings or stack.enter_context(Beginnings.of_job(config, sources, partial(progress, PHASE)))
-        crew = stack.enter_context(Crew(config, folder, tokenizer, 0, limits))
+    begun = beginnings or Beginnings.of_job(config, sources, partial(progress, PHASE))
+    with Crew(config, folder, tokenizer, 0, limits) as crew:
         split = Split(config, crew, sources, report, advance, BLOCK_SIZE, begun)
         if report.num_errors:
             return TrainedTokenizer(folder / "tokenizer.json", MIN_VOCAB_SIZE, 0, 0)

@@ -126,7 +126,7 @@ def prepare(
     key = key or content_key(config, tokenizer_dir, {name: sha256_of(path) for name, path in sources.items()})
     packs = _packs(config)
     with contextlib.ExitStack() as stack:
-        begun = beginnings or stack.enter_context(Beginnings.of_job(config, sources, partial(progress, "reading_rows")))
+        begun = beginnings or Beginnings.of_job(config, sources, partial(progress, "reading_rows"))
         size = _num_bytes(sources, begun)
         crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, size, processes, min_bytes, limits))
         split = Split(config, crew, sources, report, progress, block_size, begun)
@@ -198,12 +198,9 @@ def examine(
     packs = _packs(config)
     num_examined = 0
     try:
-        with contextlib.ExitStack() as stack:
-            begun = beginnings or stack.enter_context(
-                Beginnings.of_job(config, sources, partial(progress, "reading_rows"))
-            )
-            size = _num_bytes(sources, begun)
-            crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, size, processes, MIN_BYTES, limits))
+        begun = beginnings or Beginnings.of_job(config, sources, partial(progress, "reading_rows"))
+        size = _num_bytes(sources, begun)
+        with _crew(config, tokenizer_dir, tokenizer, size, processes, MIN_BYTES, limits) as crew:
             split = Split(config, crew, sources, report, progress, BLOCK_SIZE, begun)
             for phase, made in split.tokenised(keep=False):
                 _check_size(split, limits)

@@ -225,13 +225,14 @@ class Split:
         digests = bytearray()
         rows = array("I")
         has_chat, plain = False, ""
+        beginnings = self._beginnings if name == "training_data" else None
         parts = []
         for source in Source.all_of(name, listed, self._config):
             part = _Part(source, self._paths[source.given.dataset], start=len(rows))
             parts.append(part)
             self._report.name_file(source.place, part.path.name)
-            if self._beginnings is not None and name == "training_data":
-                part.begun = self._beginnings[source.given.dataset]
+            if beginnings is not None:
+                part.begun = beginnings[source.given.dataset]
             for found in self._surveys(part):
                 digests += found.digests
                 rows.frombytes(found.rows)
@@ -251,7 +252,7 @@ class Split:
         first = first_of_each(every)
         unique = first == numpy.arange(len(first))
         statistics = Statistics(
-            num_duplicates=len(first) - int(numpy.count_nonzero(unique)),
+            num_duplicates=0 if beginnings else len(first) - int(numpy.count_nonzero(unique)),
             format=", ".join(dict.fromkeys(part.format for part in parts)),
         )
         group = _Group(parts, every, rows, unique, has_chat, numpy.zeros(len(first), numpy.uint8), statistics)
@@ -261,6 +262,9 @@ class Split:
         return group
 
     def _warn_about_duplicates(self, group: _Group, part: _Part, first: Rows) -> None:
+        if part.begun:
+            # Every text of a streamed corpus is trained.
+            return
         repeated = part.start + numpy.flatnonzero(~group.unique[part.start : part.end])
         place, made = part.source.place, part.source.is_templated
         reason = "DUPLICATE_EXAMPLE" if made else "DUPLICATE_ROW"
@@ -307,7 +311,7 @@ class Split:
     def _blocks(self, part: _Part) -> Iterator[Block]:
         """Yields the blocks of a file; of one that is streamed, those at its beginning."""
         if part.begun:
-            return part.begun.blocks()
+            return iter(part.begun.blocks)
         return read_blocks(part.path, self._config.hyperparameters.max_length, self._block_size)
 
     def _alive_reading(self) -> None:
@@ -444,6 +448,8 @@ def _num_duplicates(groups: Sequence[_Group]) -> int:
     found: dict[str, list[NDArray[numpy.intp]]] = {}
     for group in groups:
         for part in group.parts:
+            if part.begun:
+                continue
             read_so = part.source.given.model_copy(
                 update={"weight": 1.0, "max_samples": None, "max_tokens": None}
             ).model_dump_json()

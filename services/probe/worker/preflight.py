@@ -125,9 +125,8 @@ def _beginnings(config: JobConfig, child_input: PreflightInput, phases: Phases, 
     """Reads the files of a streamed corpus, one after the other; None for other jobs and for shards that are reused."""
     if not config.hyperparameters.streaming or child_input.shards:
         return None
-    folder = child_input.out_dir / "beginnings"
     progress = partial(_progress(child_input, phases), phase)
-    return Beginnings.read(config, child_input.sources, folder, progress, child_input.requests)
+    return Beginnings.read(config, child_input.sources, progress, child_input.requests)
 
 
 def _with_tokenizer(
