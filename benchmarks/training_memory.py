@@ -23,6 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 64, "attn_logit_softcapping": 50.0},
     "gemma3": {"model_type": "gemma3_text", "num_key_value_heads": 1, "head_dim": 64},
     "phi3": {"model_type": "phi3", "num_key_value_heads": 4, "pad_token_id": 0, "eos_token_id": 2},
+    "inl": {"model_type": "inl", "num_iterations": 5},
 }
 
 
@@ -97,10 +98,22 @@ def make(configuration: Configuration, folder: Path) -> None:
     model.save_pretrained(make_tiny_tokenizer(folder))
 
 
+def write_rows(configuration: Configuration, count: int, folder: Path) -> None:
+    """Writes training rows as preflight writes them. Half of them are shorter, so that most batches are padded."""
+    from datasets import Dataset
+
+    given = round(configuration.length * (1 - configuration.trained_share))
+    rows = []
+    for number in range(count):
+        length = configuration.length if number % 2 else configuration.length - 8
+        ids = [(number + position) % 300 + 5 for position in range(length)]
+        rows.append({"input_ids": ids, "labels": [-100] * given + ids[given:]})
+    Dataset.from_list(rows).save_to_disk(str(folder / "train"))
+
+
 def measure(configuration: Configuration, model: Path, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Trains two steps and measures the second, in bytes; peak_bytes is the process's highest resident memory."""
     import torch
-    from datasets import Dataset
 
     from chassis.child.pipe import EventSink
     from engine.config.job import job_config
@@ -110,15 +123,7 @@ def measure(configuration: Configuration, model: Path, folder: Path, threads: in
     from services.trainer.worker.loss import Trainer
 
     steps = 2
-    count = configuration.rows * configuration.accumulation * steps
-    given = round(configuration.length * (1 - configuration.trained_share))
-    rows = []
-    for number in range(count):
-        # Half the rows are shorter, so that most batches are padded.
-        length = configuration.length if number % 2 else configuration.length - 8
-        ids = [(number + position) % 300 + 5 for position in range(length)]
-        rows.append({"input_ids": ids, "labels": [-100] * given + ids[given:]})
-    Dataset.from_list(rows).save_to_disk(str(folder / "data" / "train"))
+    write_rows(configuration, configuration.rows * configuration.accumulation * steps, folder / "data")
     seen: dict[str, Any] = {}
 
     class Watched(Trainer):

@@ -57,7 +57,7 @@ _PASSED_ON = frozenset(
         "FTF_FAILPOINTS",
     }
 )
-_PASSED_ON_PREFIXES = ("PYTHON", "LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH")
+_PASSED_ON_PREFIXES = ("PYTHON", "LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "MALLOC_")
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from engine.estimate.architecture import Architecture
@@ -12,19 +12,25 @@ from engine.estimate.parallelism import exchange_seconds
 from engine.estimate.saved_activations import Method
 
 # By (on_gpu, quantised): the share of the peak performance that trainings reach: lowest, likely, highest. On GPUs
-# published runs of dense models report 0.15 to 0.5, and less where every pass dequantises the weights. On CPUs
-# SmolLM2-135M with adapters trained 170 to 360 tokens/s on 2 cores with AVX-512, which is 0.3 to 0.6; a shared machine
-# gives less.
+# published runs of dense models report 0.15 to 0.5, and less where every pass dequantises the weights. On CPUs it is
+# the share that matrix products of these sizes reach (75 GFLOP/s of a core with AVX-512); a shared machine gives less.
 _UTILISATION: Final[Mapping[tuple[bool, bool], tuple[float, float, float]]] = {
     (True, False): (0.15, 0.33, 0.50),
     (True, True): (0.08, 0.20, 0.38),
-    (False, False): (0.12, 0.40, 0.60),
+    (False, False): (0.12, 0.47, 0.75),
     (False, True): (0.02, 0.10, 0.30),
 }
-# Operations of a matrix product that take as long as computing one value of one step of an INL block element by
-# element, in the forward pass; the backward pass takes twice as long. On a CPU measured beside Llama blocks of the same
-# sizes (docs/estimates.md). On a GPU assumed: 20 kernels that read and write 12 bytes, at 60 operations a byte.
-_ELEMENTWISE: Final = {False: 770.0, True: 14_400.0}
+# On a CPU: how much faster a training's products are in 16 bits than in float32. Products alone are 4 to 5 times as
+# fast on a processor with avx512_bf16, but autocast converts the weights in every pass.
+_CPU_16_BITS: Final = 1.65
+# On a CPU: operations of a product that take as long as everything else that is computed for one byte which is saved
+# for the backward pass. That is limited by memory: 1.45 ns a byte and core, which is read and written about eight
+# times. Both constants are fitted to docs/estimates.md.
+_OPERATIONS_PER_BYTE: Final = 109.0
+# On a GPU: operations of a product that take as long as computing one value of one step of an INL block element by
+# element, in the forward pass; the backward pass takes twice as long. Assumed: 20 kernels that read and write 12 bytes,
+# at 60 operations a byte.
+_INL_ON_GPU: Final = 14_400.0
 # Factor by which the interval widens for an unlisted GPU, whose peak is assumed.
 _UNKNOWN_SPREAD: Final = 3.0
 # Standard deviation of the logarithm of the speed after a single observation, and its increase for each doubling or
@@ -160,15 +166,25 @@ def flops_per_token(architecture: Architecture, setup: Setup) -> float:
 
 
 def work_per_token(architecture: Architecture, setup: Setup) -> float:
-    """Returns the operations of training on one token; what INL blocks compute element by element counts as the
-    operations that would take as long. Speeds are compared by it."""
+    """Returns the operations of training on one token, by which speeds are compared. What is computed element by
+    element counts as the operations that would take as long; products in 16 bits on a CPU count as fewer."""
     passes = 4 if setup.checkpointing else 3
-    return flops_per_token(architecture, setup) + passes * _elementwise(architecture, setup)
+    return flops_per_token(architecture, setup) / _narrow(setup) + passes * _elementwise(architecture, setup)
+
+
+def _narrow(setup: Setup) -> float:
+    return 1.0 if setup.on_gpu or setup.precision == "fp32" else _CPU_16_BITS
 
 
 def _elementwise(architecture: Architecture, setup: Setup) -> float:
+    """Returns what a forward pass computes element by element, a third of a training without recomputation."""
     a = architecture
-    return a.layers * a.iterations * a.hidden * _ELEMENTWISE[setup.on_gpu]
+    if setup.on_gpu:
+        return a.layers * a.iterations * a.hidden * _INL_ON_GPU
+    # In 16 bits fewer bytes are saved, but more are converted.
+    wide = replace(setup, precision="fp32")
+    saved = sum(Estimator(a, wide).blocks_saved) / setup.batch.tokens
+    return _OPERATIONS_PER_BYTE * (saved + 4 * a.vocabulary * setup.trained_share) / 3
 
 
 def evaluation_flops_per_token(architecture: Architecture, setup: Setup) -> float:
@@ -177,7 +193,7 @@ def evaluation_flops_per_token(architecture: Architecture, setup: Setup) -> floa
     ends = a.num_embedding_weights * (1 if a.tied else 2)
     scores = a.layers * a.heads * a.head_dim * setup.length if a.family == "decoder" else 0
     passed = a.num_active_parameters - ends + scores + a.num_embedding_weights
-    return 2.0 * passed + _elementwise(architecture, setup)
+    return 2.0 * passed / _narrow(setup) + _elementwise(architecture, setup)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Machine:
     """Free memory for each process: that of the GPU with the least, or an equal share of main memory."""
     total_bytes: int
     peak_flops: float
-    """Operations per second in the number format of training."""
+    """Operations per second: on a GPU in 16 bits, on a CPU in float32."""
     bf16: bool
     """True if bfloat16 is fast on it."""
     quantises: bool
@@ -73,7 +73,7 @@ class Machine:
             on_gpu=False,
             free_bytes=(available if free_bytes is None else free_bytes) // world_size,
             total_bytes=hardware.memory_total_bytes,
-            peak_flops=cores * per_cycle * _CPU_HERTZ * (2 if fast else 1),
+            peak_flops=cores * per_cycle * _CPU_HERTZ,
             bf16=fast,
             quantises=quantises,
             world_size=world_size,

@@ -22,6 +22,11 @@ class InlLayerCache:
         if self.total is not None:
             self.total = self.total.index_select(0, rows.to(self.total.device))
 
+    def append(self, other: "InlLayerCache") -> None:
+        """Appends the rows of another layer's cache. Both have read tokens."""
+        assert self.total is not None and other.total is not None  # noqa: S101
+        self.total = torch.cat([self.total, other.total])
+
     def get_max_length(self) -> int:
         """Returns -1: the cache itself has no limit."""
         return -1
@@ -56,6 +61,19 @@ class InlCache(Cache):
             layer.select(indices)
         if self.counts is not None:
             self.counts = self.counts.index_select(0, indices.to(self.counts.device))
+
+    def keep(self, rows: torch.Tensor, first: int) -> None:
+        """Removes all other rows, and the positions before `first`, which are padding in all of them."""
+        self.batch_select_indices(rows)
+        self._seq_length -= first
+
+    def merge(self, other: "InlCache", width: int) -> None:
+        """Appends the rows of another cache; both are padded on the left to `width` positions."""
+        assert self.counts is not None and other.counts is not None  # noqa: S101
+        for layer, added in zip(self._states, other._states, strict=True):
+            layer.append(added)
+        self.counts = torch.cat([self.counts, other.counts])
+        self._seq_length = width
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats each row."""

@@ -10,6 +10,9 @@ from peft import PeftModel
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from engine.inl.cache import InlCache
+from engine.inl.model import InlForCausalLM
+
 FinishReason = Literal["", "stop", "length"]
 
 MAX_ROWS: Final = 32
@@ -88,10 +91,11 @@ class Batch:
     repetition_penalty applies: others would return several answers, need code of the hub, or end with an error.
 
     Continuations are padded on the left to one length, which needs a model that takes position ids and whose cache
-    holds keys and values of all tokens. Models without it are stepped one continuation after another, each with a cache
-    of its own: those with sliding or chunked attention (Mistral 7B v0.1, Gemma 2 and 3, Phi-3 mini), with recurrent
-    states (Mamba, Jamba, Falcon-H1, LFM2), without position ids (Bloom, MPT), and those whose rotary embedding depends
-    on the longest sequence (rope types `dynamic` and `longrope`).
+    holds keys and values of all tokens, or an INL model, whose cache holds a sum and a count for each continuation.
+    Other models are stepped one continuation after another, each with a cache of its own: those with sliding or chunked
+    attention (Mistral 7B v0.1, Gemma 2 and 3, Phi-3 mini), with recurrent states (Mamba, Jamba, Falcon-H1, LFM2),
+    without position ids (Bloom, MPT), and those whose rotary embedding depends on the longest sequence (rope types
+    `dynamic` and `longrope`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -193,6 +197,8 @@ def num_joining(running: Sequence[Continuation], waiting: Iterable[Continuation]
 def can_pad(model: Any) -> bool:
     """Returns True if continuations of different lengths can be decoded together; see `Batch`."""
     inner = _inner(model)
+    if isinstance(inner, InlForCausalLM):
+        return True
     accepted = inspect.signature(inner.forward).parameters
     if not {"attention_mask", "position_ids", "past_key_values"} <= accepted.keys():
         return False
@@ -242,13 +248,15 @@ class _Padded:
         self.rows = list(rows)
         self._model = model
         self._device = next(model.parameters()).device
-        self._cache = Cache(layer_class_to_replicate=_RoomyLayer)
+        inner = _inner(model)
+        # Both kinds keep rows and merge with the cache of another group.
+        self._cache: Any = InlCache(len(inner.model.layers)) if isinstance(inner, InlForCausalLM) else _RoomyCache()
         width = max(len(row.prompt) for row in rows)
         self._mask = torch.zeros((len(rows), width), dtype=torch.long)
         for index, row in enumerate(rows):
             self._mask[index, width - len(row.prompt) :] = 1
         self._mask = self._mask.to(self._device)
-        accepted = inspect.signature(_inner(model).forward).parameters
+        accepted = inspect.signature(inner.forward).parameters
         self._only_last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def logits(self) -> torch.Tensor:
@@ -283,19 +291,35 @@ class _Padded:
         mask = self._mask[chosen]
         first = int(mask.any(0).long().argmax())
         self._mask = mask[:, first:]
-        for layer in self._layers():
-            layer.keep(chosen, first)
+        self._cache.keep(chosen, first)
 
     def merge(self, other: "_Padded") -> None:
         """Takes over the rows of another group."""
         self.rows += other.rows
         width = max(self._mask.shape[1], other._mask.shape[1])
         self._mask = torch.cat([_widened(mask, width, dim=1) for mask in (self._mask, other._mask)])
-        for layer, added in zip(self._layers(), other._layers(), strict=True):
+        self._cache.merge(other._cache, width)
+
+
+class _RoomyCache(Cache):
+    """Keys and values of all tokens, in all layers."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=_RoomyLayer)
+
+    def keep(self, rows: torch.Tensor, first: int) -> None:
+        """Removes all other rows, and the positions before `first`, which are padding in all of them."""
+        for layer in self._roomy_layers:
+            layer.keep(rows, first)
+
+    def merge(self, other: "_RoomyCache", width: int) -> None:
+        """Appends the rows of another cache; both are padded on the left to `width` positions."""
+        for layer, added in zip(self._roomy_layers, other._roomy_layers, strict=True):
             layer.merge(added, width)
 
-    def _layers(self) -> "list[_RoomyLayer]":
-        layers: Any = self._cache.layers
+    @property
+    def _roomy_layers(self) -> "list[_RoomyLayer]":
+        layers: Any = self.layers
         return list(layers)
 
 

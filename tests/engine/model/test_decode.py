@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, PreTrainedModel
 
-from engine.model import load
+from engine.inl.configuration import InlConfig
+from engine.inl.model import InlForCausalLM
+from engine.model import decode, load
 from engine.model.decode import Batch, Continuation, can_pad
 from engine.model.generate import generate
 from tests.tiny_models import make_tiny_model
@@ -16,10 +18,25 @@ STOPS = frozenset({0, 1, 2})
 PROMPTS = [[5, 6, 7], [40], list(range(50, 70)), [9, 8, 7, 6, 5], list(range(100, 180)), [33, 44]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module", params=["llama", "inl"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model of each kind whose continuations can be padded."""
+    if request.param == "inl":
+        return random_inl()
     folder = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
     return load.load_base(folder, dtype=torch.float32, on="cpu")
+
+
+def random_inl() -> Any:
+    """A small INL model in float64, all of whose weights matter: their start values are changed at random."""
+    config = InlConfig(vocab_size=384, hidden_size=24, num_hidden_layers=2, num_iterations=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = InlForCausalLM(config).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +166,38 @@ def test_logprobs_are_those_of_the_model(model: Any) -> None:
     logits = model(torch.tensor([[*row.prompt, *row.ids]])).logits[0].log_softmax(-1)
     expected = [float(logits[len(row.prompt) - 1 + index, token].detach()) for index, token in enumerate(row.ids)]
     assert row.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_padded_inl_rows_have_the_logits_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding must enter neither the running sums nor the counts, also after rows have left, joined and moved."""
+    model = random_inl()
+    read: list[tuple[list[Continuation], torch.Tensor]] = []
+
+    def recorded(group: Any) -> torch.Tensor:
+        logits: torch.Tensor = original(group)
+        read.append((list(group.rows), logits))
+        return logits
+
+    original = decode._Padded.logits
+    monkeypatch.setattr(decode._Padded, "logits", recorded)
+    lengths = [12, 3, 30, 5, 18, 9]
+    rows = [Continuation(prompt, n, STOPS) for prompt, n in zip(PROMPTS, lengths, strict=True)]
+    batch = Batch(model)
+    batch.join(rows[:3])
+    for _ in range(4):
+        batch.step()
+    batch.join(rows[3:])
+    batch.leave(rows[2])
+    run(batch)
+    assert len(read[-1][0]) < len(rows), "rows are removed while others go on"
+    found: dict[Continuation, list[torch.Tensor]] = {}
+    for group, logits in read:
+        for row, each in zip(group, logits, strict=True):
+            found.setdefault(row, []).append(each)
+    for row in rows:
+        whole = model(torch.tensor([[*row.prompt, *row.ids]]), use_cache=False).logits[0, len(row.prompt) - 1 :]
+        steps = torch.stack(found[row])[: len(row.ids)]
+        torch.testing.assert_close(steps, whole[: len(steps)], rtol=0, atol=1e-11)
 
 
 def test_model_with_a_sliding_window_is_decoded_one_by_one(sliding: Any) -> None:
