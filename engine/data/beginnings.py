@@ -65,8 +65,10 @@ class Beginnings:
         progress: Callable[[float], None],
         requests: Path | None = None,
     ) -> Self:
-        """Reads each file to its end, one after the other, and keeps its beginning. With `requests`, the files are asked
-        for there, and none is needed again. `progress` is called with the fraction of the files while the work continues.
+        """Reads each file to its end, one after the other, and keeps its beginning.
+
+        With `requests`, the files are asked for there, and none is needed again. `progress` is called with the fraction
+        of the files while the work continues.
 
         Raises JobError: NOT_A_CORPUS, and those of files.
         """
