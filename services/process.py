@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from chassis.attempt.claimed_attempt import Stage
+from chassis.attempt.stage import Stage
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
 from chassis.bus import subjects

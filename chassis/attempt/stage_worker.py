@@ -13,9 +13,10 @@ from typing import Any, cast
 from google.protobuf.message import Message
 from pydantic import SecretStr
 
-from chassis.attempt.claimed_attempt import Attempt, Sparing, Stage, WorkerContext, clear, failed
+from chassis.attempt.claimed_attempt import Attempt, WorkerContext, clear, failed
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
+from chassis.attempt.stage import Sparing, Stage
 from chassis.attempt.time_limits import TimeLimits
 from chassis.bus import subjects
 from chassis.bus.event_bus import (

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from chassis.attempt.claimed_attempt import Delivery
+from chassis.attempt.stage import Delivery
 from chassis.store.artifact_store import Stored
 from engine.config.job import PUSH_USE
 from finetuneflow.v1.work_pb2 import Assignment

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from chassis.attempt.claimed_attempt import Delivery
+from chassis.attempt.stage import Delivery
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore, Stored
 from engine.catalogue import Catalogue

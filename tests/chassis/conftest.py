@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chassis import failpoints
-from chassis.attempt.claimed_attempt import Stage
+from chassis.attempt.stage import Stage
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus

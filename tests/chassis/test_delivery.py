@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from chassis.attempt.claimed_attempt import Delivery
+from chassis.attempt.stage import Delivery
 from chassis.bus.event_bus import Bus
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore, Stored
