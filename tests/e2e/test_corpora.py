@@ -57,7 +57,7 @@ def test_folder_is_streamed_and_a_killed_training_has_the_same_losses(system: Sy
                 follower.wait_for_log_events(20)
                 the_process(system, "services.trainer.worker").kill()
             ended = follower.wait_for_end()
-            assert (ended.state, ended.failed_attempts) == ("SUCCEEDED", kills), ended.state_message
+            assert (ended.state, ended.failed_attempts) == ("SUCCEEDED", kills), ended.message
             logs = [event.log for event in client.jobs.events(job.id) if event.kind == "log"]
             losses.append({log.step: (log.loss, log.num_tokens) for log in logs})
         assert losses[0] == losses[1]
