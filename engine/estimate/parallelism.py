@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from engine.config.conflicts import DIVISIBLE_OPTIMIZERS
 from engine.config.deepspeed import BUCKET_ELEMENTS
-from engine.config.job import RUNNABLE_PARALLELISM, JobConfig
+from engine.config.job import JobConfig
 
 Parallelism = Literal["ddp", "zero2", "fsdp", "zero2_offload", "zero3", "zero3_offload"]
 """How processes share a training. The last two are estimated for comparison only; no job can have them."""
@@ -180,8 +180,6 @@ def obstacle(
     if optimizer not in ("auto", *DIVISIBLE_OPTIMIZERS):
         return f"the states of {optimizer} cannot be divided; adamw_torch's can"
     if parallelism == "fsdp":
-        if not on_gpu:
-            return "FSDP needs GPUs: on a CPU, accelerate trains with ddp instead"
         if method == "qlora":
             return "quantized weights are stored as whole numbers, which FSDP does not divide"
         return ""
@@ -198,7 +196,10 @@ def obstacle(
 
 def eligible(config: JobConfig, method: str, *, on_gpu: bool, deepspeed: bool) -> list[Parallelism]:
     """Returns the ways in which a job may be divided, in the order they are tried: the one that it names, or those that
-    its settings, the node and this version allow."""
+    its settings and the node allow.
+
+    On a CPU, whose memory the processes share, `fsdp` is not tried: one process would need no more, and gather nothing.
+    """
     asked = config.resources.parallelism
     if asked != "auto":
         return [asked]
@@ -209,7 +210,7 @@ def eligible(config: JobConfig, method: str, *, on_gpu: bool, deepspeed: bool) -
     return [
         way
         for way in ORDER
-        if way in RUNNABLE_PARALLELISM and not obstacle(way, **given, on_gpu=on_gpu, deepspeed=deepspeed)
+        if (on_gpu or way != "fsdp") and not obstacle(way, **given, on_gpu=on_gpu, deepspeed=deepspeed)
     ]
 
 
