@@ -4,6 +4,7 @@
 nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,6 +87,9 @@ class FsdpTrainer(DividedTrainer):
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> tuple[Any, Any]:
         """Lets accelerate prepare the precision only: what it would wrap the model in is for whole weights."""
+        # After a forward pass, what is outside the blocks is whole, and the optimizer would get it.
+        model: Any = self.model
+        model.reshard()
         self.is_distributed_loading_by_transformers = True
         try:
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -99,8 +103,8 @@ class FsdpTrainer(DividedTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         if grad_norm is None:
-            gradients = [each.grad for each in model.parameters() if each.grad is not None]
-            grad_norm = _whole(torch.nn.utils.get_total_norm(gradients))
+            # Without a limit nothing is clipped.
+            grad_norm = _whole(self.accelerator.clip_grad_norm_(model.parameters(), math.inf))
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     @property
@@ -112,10 +116,8 @@ class FsdpTrainer(DividedTrainer):
 
     def _states(self) -> dict[str, Any]:
         states = self._plain_optimizer.state_dict()
-        local = {
-            index: {name: share_of(value) for name, value in values.items()} for index, values in states["state"].items()
-        }
-        return states | {"state": local}
+        own = {i: {name: share_of(value) for name, value in each.items()} for i, each in states["state"].items()}
+        return states | {"state": own}
 
     def _load_states(self, states: dict[str, Any]) -> None:
         # The optimizer numbers its weights in this order.
@@ -168,7 +170,7 @@ def follow(model: Any, ranks: Ranks) -> None:
     token = torch.zeros((1, 1), dtype=torch.long, device=share_of(next(model.parameters())).device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         while any(ranks.totals([0.0])):
             model(input_ids=token, use_cache=False)
     model.train(was_training)

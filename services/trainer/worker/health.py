@@ -131,8 +131,10 @@ class Health:
             raise self._error(f"After step {step} the loss on the held-out rows is {loss:g}", None)
 
     def check_weights(self, model: Any) -> None:
-        """Raises JobError("LOSS_NOT_FINITE") unless all trained weights, or this rank's shares of them, are finite. Reads
-        all of them: call it before a checkpoint is written, which does so too."""
+        """Raises JobError("LOSS_NOT_FINITE") unless all trained weights, or this rank's shares of them, are finite.
+
+        Reads all of them: call it before a checkpoint is written, which does so too.
+        """
         trained = [share_of(parameter.detach()) for parameter in model.parameters() if parameter.requires_grad]
         # The sum of finite values may overflow, but min and max do not; NaN passes through both.
         finite = [_all_finite(each) for each in trained if each.numel()]

@@ -24,7 +24,8 @@ def trainable_model(
 ) -> Any:
     """Loads the base model and adds what `config.method` trains; adapters start from the adapter `start_from`, if any.
 
-    The weights have the number format of a training on the device `on`, and are on that device, or on `place`. Adapters are initialised from torch's random state: seed it first. See `loads_checkpoint` for those of a resumed
+    The weights have the number format of a training on the device `on`, and are on that device, or on `place`.
+    Adapters are initialised from torch's random state: seed it first. See `loads_checkpoint` for those of a resumed
     training.
     """
     hyper = config.hyperparameters
