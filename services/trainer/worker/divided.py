@@ -28,7 +28,7 @@ class DividedTrainer(Trainer):
             self._load_states(torch.load(file, map_location="cpu", weights_only=True))
             schedule: Any = self.lr_scheduler
             schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
-            self._load_scaler(resume_from_checkpoint)  # type: ignore[no-untyped-call]
+            self._load_scaler(resume_from_checkpoint)
         return prepared
 
     @abstractmethod

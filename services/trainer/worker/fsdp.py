@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.distributed import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,19 +28,34 @@ def loaded_in_turn(load: Callable[[], Any], on: Device, ranks: Ranks) -> Any:
     """Returns this rank's shares, on its device, of the model that `load` reads into main memory.
 
     One rank after the other loads it, so that main memory holds one whole copy at a time, and a device never more than
-    its shares and one block.
+    its shares and one block. Raises RuntimeError if what is trained begins with other weights on another rank, as an
+    initial adapter might that is computed on another processor: the shares would be parts of different matrices.
     """
+    # Some meshes are made by all ranks together.
+    mesh = init_device_mesh(on, (ranks.world_size,))
     model: Any = None
+    checksum = 0
     for turn in range(ranks.world_size):
         if turn == ranks.rank:
             model = load()
-            shard(model, on, ranks.world_size)
+            checksum = _checksum(model)
+            shard(model, mesh)
             return_freed_memory()
         ranks.wait_for_all()
+    if ranks.highest(checksum) != -ranks.highest(-checksum):
+        raise RuntimeError("the processes have computed different initial weights")
     return model
 
 
-def shard(model: Any, on: Device, world_size: int) -> None:
+def _checksum(model: Any) -> int:
+    """Returns a number of at most 48 bits, which a float holds exactly, for the bits of what is trained."""
+    formats = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
+    bits = (each.contiguous().view(formats[each.element_size()]) for each in trained)
+    return sum(int(each.sum(dtype=torch.int64)) for each in bits) % 2**48
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
     """Divides the weights of a model in main memory among the ranks: blocks one by one, then what is outside them.
 
     Raises JobError("PARALLELISM_UNAVAILABLE") for a model without blocks, whose weights would all be gathered at once.
@@ -53,21 +68,21 @@ def shard(model: Any, on: Device, world_size: int) -> None:
     for parameter in model.parameters():
         # What some initial adapters are made by, and fully_shard refuses.
         parameter.data = parameter.data.contiguous()
-    mesh = init_device_mesh(on, (world_size,))
     # A block within a block comes first.
     for block in reversed(blocks):
         fully_shard(block, mesh=mesh)
         # autocast keeps its 16-bit copies of weights until the forward pass ends, which would be copies of all blocks.
         block.register_forward_hook(_forget_copies)
     fully_shard(model, mesh=mesh)
-    check_sharded(model, world_size)
+    check_sharded(model, mesh.size())
 
 
 def check_sharded(model: Any, world_size: int) -> None:
     """Raises RuntimeError unless every weight of the model is divided among all ranks by FSDP."""
     if not isinstance(model, FSDPModule):
         raise RuntimeError(f"the model is a {type(model).__name__}, whose weights FSDP has not divided")
-    for name, parameter in model.named_parameters():
+    named: Any = model
+    for name, parameter in named.named_parameters():
         if not isinstance(parameter, DTensor) or parameter.device_mesh.size() != world_size:
             raise RuntimeError(f"FSDP has not divided {name} among {world_size} processes")
 
