@@ -20,8 +20,8 @@ NOT_IN_GGUF: Final = {
 }
 """Why a GGUF file with the adapter alone cannot have what `beyond_plain_lora` names."""
 
-DIVIDES_OPTIMIZER: Final = ("zero2", "zero2_offload")
-"""Values of resources.parallelism with which each process has a share of the optimizer's states."""
+DEEPSPEED: Final = ("zero2", "zero2_offload")
+"""Values of resources.parallelism for which DeepSpeed divides gradients and the optimizer's states."""
 DIVISIBLE_OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Optimizers that treat every weight alone, so that their states can be divided anywhere."""
 
@@ -188,24 +188,26 @@ def resource_conflicts(values: Mapping[str, Any]) -> list[Violation]:
             f"{parallelism} given; it needs several processes: set gpus or world_size to 2 or more, or remove it."
         )
         found.append(Violation("spec.resources.parallelism", description))
-    if parallelism in DIVIDES_OPTIMIZER:
-        found += _zero_conflicts(values, str(parallelism))
+    if parallelism in (*DEEPSPEED, "fsdp"):
+        found += _division_conflicts(values, str(parallelism))
     return found
 
 
-def _zero_conflicts(values: Mapping[str, Any], parallelism: str) -> list[Violation]:
-    """Returns a violation for each setting that DeepSpeed's ZeRO stage 2 does not do as it does on one device."""
+def _division_conflicts(values: Mapping[str, Any], parallelism: str) -> list[Violation]:
+    """Returns a violation for each setting that a training whose weights or optimizer's states are divided does not do
+    as it does on one device."""
     hyper = section if isinstance(section := values.get("hyperparameters"), Mapping) else {}
     optimizer = hyper.get("optim") or "auto"
     found = []
     if optimizer not in ("auto", *DIVISIBLE_OPTIMIZERS):
         # adafactor reduces the rows and columns of matrices; bitsandbytes quantizes states by blocks of a tensor.
+        shares = "each weight by rows" if parallelism == "fsdp" else "the weights as one row of numbers"
         description = (
-            f"{optimizer} cannot be combined with parallelism = {parallelism}, which divides the weights as one row of "
-            f"numbers; set one of {', '.join(DIVISIBLE_OPTIMIZERS)}, or omit it."
+            f"{optimizer} cannot be combined with parallelism = {parallelism}, which divides {shares}; set one of "
+            f"{', '.join(DIVISIBLE_OPTIMIZERS)}, or omit it."
         )
         found.append(Violation("spec.hyperparameters.optim", description))
-    if hyper.get("precision") == "fp16":
+    if hyper.get("precision") == "fp16" and parallelism in DEEPSPEED:
         # DeepSpeed computes the norm of gradients that autocast's scaler has not divided yet, and clips by it.
         description = (
             f"fp16 cannot be combined with parallelism = {parallelism}: DeepSpeed would clip gradients by a norm that "

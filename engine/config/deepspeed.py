@@ -15,7 +15,7 @@ def deepspeed_arguments(config: JobConfig, *, device: Literal["cpu", "cuda"]) ->
     Optimizer, schedule and number format are the Trainer's: DeepSpeed gets weights of 32 bits, which it divides among
     the processes, and no section of its own for fp16 or bf16, which would round the weights that are trained.
     """
-    if not config.resources.divides_optimizer:
+    if not config.resources.uses_deepspeed:
         return None
     zero: dict[str, Any] = {
         "stage": 2,

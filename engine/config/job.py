@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from engine.config.conflicts import CONVERTED_TYPES as CONVERTED_TYPES
 from engine.config.conflicts import (
-    DIVIDES_OPTIMIZER,
+    DEEPSPEED,
     adapter_conflicts,
     exclusive_fields,
     export_conflicts,
@@ -323,8 +323,6 @@ class Export(Section):
 
 Parallelism = Literal["auto", "ddp", "zero2", "zero2_offload", "fsdp"]
 """Ways to divide a training among its processes; ResourceSpec.parallelism in the protos describes each."""
-RUNNABLE_PARALLELISM: Final[tuple[Parallelism, ...]] = ("ddp", "zero2", "zero2_offload")
-"""Ways that trainers of this version can run."""
 
 
 class Resources(Section):
@@ -338,9 +336,19 @@ class Resources(Section):
     parallelism: Parallelism = "auto"
 
     @property
+    def uses_deepspeed(self) -> bool:
+        """True if DeepSpeed divides the gradients and the optimizer's states (ZeRO)."""
+        return self.parallelism in DEEPSPEED
+
+    @property
+    def divides_weights(self) -> bool:
+        """True if each process has a share of the weights only (PyTorch FSDP2)."""
+        return self.parallelism == "fsdp"
+
+    @property
     def divides_optimizer(self) -> bool:
-        """True if each process has a share of the optimizer's states only (DeepSpeed ZeRO)."""
-        return self.parallelism in DIVIDES_OPTIMIZER
+        """True if each process has a share of the optimizer's states only."""
+        return self.uses_deepspeed or self.divides_weights
 
 
 SecretUse = Literal["hub_token", "hub_write_token"]
@@ -488,8 +496,6 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
-    if (shared := config.resources.parallelism) not in ("auto", *RUNNABLE_PARALLELISM):
-        refuse("resources.parallelism", f"{shared} is not available yet; use zero2, ddp or auto.")
     return found
 
 

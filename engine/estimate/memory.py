@@ -339,6 +339,9 @@ class Estimator:
         moment, components = max(moments, key=lambda m: sum(part.size_bytes for part in m[1]))
         upper = max(sum(part.upper_bytes for part in parts) for _, parts in moments)
         host = share(self.whole, self._s.parallelism, self._s.world_size).host
+        if self._s.parallelism == "fsdp" and self._s.on_gpu:
+            # One process after the other loads the whole model; the first one holds what is trained when it saves.
+            host = self.weights + self.adapters
         # The processes themselves are in main memory too.
         host += self._s.world_size * _PROCESS if host else 0
         return Memory(tuple(part for part in components if part.size_bytes), upper, moment, host)
@@ -366,7 +369,12 @@ class Estimator:
     ) -> list[Component]:
         s, slack = self._s, 0.10 if self._s.on_gpu else 0.08
         stepping = moment == "step"
-        own = share(replace(self.whole, gradients=gradients), s.parallelism, s.world_size, stepping=stepping)
+        optimizer = 0 if moment == "loading" else self.optimizer
+        whole = replace(self.whole, gradients=gradients, optimizer=optimizer)
+        own = share(whole, s.parallelism, s.world_size, stepping=stepping)
+        if moment == "loading":
+            # In main memory, one process after the other holds the whole model; this is the part of each.
+            own = replace(own, gathered=math.ceil(self.weights / s.world_size), buffers=0)
         if stepping and s.parallelism != "ddp":
             # The optimizer has only the process's part of each tensor, or nothing on the device.
             workspace = 0 if own.host else math.ceil(workspace / s.world_size)
@@ -419,6 +427,8 @@ class Estimator:
         yield "backward", max(before, head), saved + block, 0, self.block_workspace
         yield "backward", everything, max(self.blocks_saved), 0, self.block_workspace
         yield "step", everything, 0, 0, self.step_workspace
+        if s.parallelism == "fsdp" and not s.on_gpu:
+            yield "loading", 0, 0, 0, 0
 
     @cached_property
     def _activations(self) -> SavedActivations:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from engine.config.conflicts import DIVISIBLE_OPTIMIZERS
 from engine.config.deepspeed import BUCKET_ELEMENTS
-from engine.config.job import RUNNABLE_PARALLELISM, JobConfig
+from engine.config.job import JobConfig
 
 Parallelism = Literal["ddp", "zero2", "fsdp", "zero2_offload", "zero3", "zero3_offload"]
 """How processes share a training. The last two are estimated for comparison only; no job can have them."""
@@ -54,6 +54,16 @@ class Whole:
     blocks: int
     """Number of blocks."""
 
+    @property
+    def parameters(self) -> int:
+        """Number of the base model's parameters."""
+        return self.blocks * self.block + self.ends
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a base weight that is not quantized."""
+        return self.weights // max(self.parameters, 1)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -87,9 +97,12 @@ def share(whole: Whole, parallelism: Parallelism, world_size: int, *, stepping: 
 
 
 def _fsdp(whole: Whole, world_size: int) -> Share:
-    """Every tensor is divided. A block is gathered while the one before it still runs; what is outside the blocks stays
-    gathered from the forward to the backward pass."""
-    gathered, reduced = _in_use(whole)
+    """Every tensor is divided, and gathered in its own format: autocast makes the 16-bit copies as on one device.
+
+    A block is gathered while the one before it still runs; what is outside the blocks stays gathered from the forward
+    to the backward pass.
+    """
+    gathered, reduced = _in_use(whole, whole.stored, 4)
     return Share(
         _part(whole.weights, world_size),
         _part(whole.adapters, world_size),
@@ -122,7 +135,7 @@ def _zero(whole: Whole, parallelism: Parallelism, world_size: int, stepping: boo
         states = gradients = 0
     gathered = 0
     if stage3:
-        gathered, _ = _in_use(whole)
+        gathered, _ = _in_use(whole, whole.value, whole.value)
         if offload:
             host += weights
         weights, adapters = (0, 0) if offload else (_part(weights, world_size), _part(adapters, world_size))
@@ -131,13 +144,16 @@ def _zero(whole: Whole, parallelism: Parallelism, world_size: int, stepping: boo
     return Share(weights, adapters, gradients, _part(states, world_size), gathered, buckets, host)
 
 
-def _in_use(whole: Whole) -> tuple[int, int]:
-    """Returns the bytes of the parameters of two blocks and both ends, and of their gradients while they are whole."""
+def _in_use(whole: Whole, base: int, trained: int) -> tuple[int, int]:
+    """Returns the bytes of the parameters of two blocks and both ends, and of their gradients while they are whole.
+
+    `base`, `trained`: bytes of a base weight, and of an adapter weight or a gradient.
+    """
     trained_block = whole.block if whole.trains_base else math.ceil(whole.trained / max(whole.blocks, 1))
     trained_ends = whole.ends if whole.trains_base else 0
     adapters = 0 if whole.trains_base else trained_block
-    gathered = 2 * (whole.block + adapters) + whole.ends
-    return whole.value * gathered, whole.value * (2 * trained_block + trained_ends)
+    gathered = base * (2 * whole.block + whole.ends) + trained * 2 * adapters
+    return gathered, trained * (2 * trained_block + trained_ends)
 
 
 def connection_bytes(world_size: int, *, on_gpu: bool) -> int:
@@ -158,10 +174,10 @@ def exchange_seconds(
     if parallelism == "ddp":
         # A ring sends everything twice. Only the last micro-batch of a step does.
         return 2 * part * 4 * trained / bandwidth
-    value = 4 if parallelism.startswith("zero2") else whole.value
+    value = whole.value if parallelism.startswith("zero3") else 4
     reduced = value * trained * micro_batches
     if parallelism == "fsdp" or parallelism.startswith("zero3"):
-        parameters = whole.value * (whole.blocks * whole.block + whole.ends)
+        parameters = (whole.stored if parallelism == "fsdp" else value) * whole.parameters
         seconds = part * (2 * parameters * micro_batches + reduced) / bandwidth
     else:
         seconds = part * (reduced + value * trained) / bandwidth
@@ -180,8 +196,6 @@ def obstacle(
     if optimizer not in ("auto", *DIVISIBLE_OPTIMIZERS):
         return f"the states of {optimizer} cannot be divided; adamw_torch's can"
     if parallelism == "fsdp":
-        if not on_gpu:
-            return "FSDP needs GPUs: on a CPU, accelerate trains with ddp instead"
         if method == "qlora":
             return "quantized weights are stored as whole numbers, which FSDP does not divide"
         return ""
@@ -198,7 +212,10 @@ def obstacle(
 
 def eligible(config: JobConfig, method: str, *, on_gpu: bool, deepspeed: bool) -> list[Parallelism]:
     """Returns the ways in which a job may be divided, in the order they are tried: the one that it names, or those that
-    its settings, the node and this version allow."""
+    its settings and the node allow.
+
+    On a CPU, whose memory the processes share, `fsdp` is not tried: one process would need no more, and gather nothing.
+    """
     asked = config.resources.parallelism
     if asked != "auto":
         return [asked]
@@ -209,7 +226,7 @@ def eligible(config: JobConfig, method: str, *, on_gpu: bool, deepspeed: bool) -
     return [
         way
         for way in ORDER
-        if way in RUNNABLE_PARALLELISM and not obstacle(way, **given, on_gpu=on_gpu, deepspeed=deepspeed)
+        if (on_gpu or way != "fsdp") and not obstacle(way, **given, on_gpu=on_gpu, deepspeed=deepspeed)
     ]
 
 

@@ -105,8 +105,7 @@ def attach_lora(
             set_peft_model_state_dict(adapted, _part(load_file(resume_from / _WEIGHTS), 0, lora.r))
         joined.append(_lay_below(adapted, below))
     elif loaded and not resume_from:
-        # An uploaded adapter is one file.
-        set_peft_model_state_dict(adapted, load_file(loaded if loaded.is_file() else loaded / _WEIGHTS))
+        load_adapter_weights(adapted, loaded)
     save = adapted.save_pretrained
 
     def save_pretrained(folder: str | Path, **options: Any) -> None:
@@ -117,6 +116,12 @@ def attach_lora(
 
     adapted.save_pretrained = save_pretrained  # type: ignore[method-assign, assignment]
     return adapted
+
+
+def load_adapter_weights(adapted: PeftModel, saved: Path) -> None:
+    """Loads the weights of a saved adapter of the same shape into the trained one. An uploaded adapter is one file,
+    others are folders."""
+    set_peft_model_state_dict(adapted, load_file(saved if saved.is_file() else saved / _WEIGHTS))
 
 
 def load_adapter(model: PreTrainedModel | PeftModel, adapter_dir: Path, name: str = _NAME) -> PeftModel:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from engine.config.advice import setting
-from engine.config.job import RUNNABLE_PARALLELISM, JobConfig
-from engine.estimate.parallelism import ORDER, Parallelism, eligible, obstacle
+from engine.config.job import JobConfig
+from engine.estimate.parallelism import Parallelism, eligible, obstacle
 from engine.plan.free_memory import FreeMemory
 from engine.plan.resolved import Resolved
 
@@ -12,7 +12,7 @@ _PATH = "resources.parallelism"
 
 
 def resolve_parallelism(resolved: Resolved, memory: FreeMemory) -> None:
-    """Chooses the first way of `ORDER` with which the training fits, in the smallest micro-batches that the job allows.
+    """Chooses the first eligible way with which the training fits, in the smallest micro-batches that the job allows.
 
     Method and precision must be resolved. It may add the refusal PARALLELISM_UNAVAILABLE.
     """
@@ -33,12 +33,6 @@ def resolve_parallelism(resolved: Resolved, memory: FreeMemory) -> None:
     smallest: Parallelism = min(ways, key=lambda way: memory.needed(divided(config, way), **least).upper_bytes)
     chosen = fitting or smallest
     reasons = [f"with {way}, the training {memory.compared(divided(config, way), **least)}" for way in tried]
-    for way in ORDER if fitting is None else ():
-        if way in RUNNABLE_PARALLELISM or _obstacle(way, config, memory):
-            continue
-        if memory.holds(divided(config, way), **least):
-            reasons.append(f"with {way} it would fit, which is not available yet")
-            break
     resolved.choose(_PATH, chosen, "; ".join(reasons))
 
 

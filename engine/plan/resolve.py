@@ -140,7 +140,7 @@ def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
     asked = resolved.config.hyperparameters.precision
     fast = [name for name in ("amx_bf16", "avx512_bf16") if name in hardware.cpu_features]
     if asked == "auto":
-        if gpu is not None and not gpu.bf16 and resolved.config.resources.divides_optimizer:
+        if gpu is not None and not gpu.bf16 and resolved.config.resources.uses_deepspeed:
             value = "fp32"
             reason = f"{gpu.name} has no bf16, and {resolved.config.resources.parallelism} has no fp16"
         elif gpu is not None:

@@ -127,7 +127,7 @@ class AsyncJobs:
                 `client.integrations.create` takes them. Default: none.
             resources: Table of the requirements on the node: `pool` (default `default`), `gpus` (default 1 on a node
                 with a GPU, otherwise 0), `world_size` (processes that train together; default `gpus`, or 1 on a CPU)
-                and `parallelism` (`auto`, `ddp`, `zero2` or `zero2_offload`; default `auto`).
+                and `parallelism` (`auto`, `ddp`, `zero2`, `zero2_offload` or `fsdp`; default `auto`).
             secrets: Secrets that the job uses: use → name of the secret, never its value. `hub_token` is the token
                 with which models and datasets of the hub are read, `hub_write_token` that of `export.hub`. Default:
                 none.

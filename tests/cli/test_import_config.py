@@ -251,7 +251,7 @@ def test_every_name_of_a_deepspeed_file_is_accounted_for(ftf: Ftf, tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "zero_optimization"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
             "zero_optimization.offload_optimizer",

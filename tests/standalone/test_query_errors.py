@@ -136,10 +136,10 @@ async def test_an_unknown_model_is_wrong_input(query_errors: QueryErrors) -> Non
 
 async def test_a_field_that_is_not_available_yet_is_unimplemented(query_errors: QueryErrors) -> None:
     """The status is the one with which a gateway refuses such a job."""
-    served, local = await query_errors.of_preflight(resources={"gpus": 2, "parallelism": "fsdp"})
+    served, local = await query_errors.of_preflight(evaluation_data=[{"dataset": "ds_2", "weight": 2}])
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (Unimplemented, "NOT_IMPLEMENTED", USAGE)
-    assert [violation.field for violation in local.violations] == ["spec.resources.parallelism"]
+    assert [violation.field for violation in local.violations] == ["spec.evaluation_data[0].weight"]
 
 
 async def test_a_broken_file_is_wrong_input(query_errors: QueryErrors) -> None:

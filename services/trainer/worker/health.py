@@ -13,6 +13,7 @@ from engine.config.job import Hyperparameters
 from engine.errors import JobError, Violation
 from finetuneflow.v1.event_pb2 import Warning
 from services.trainer.worker.progress import Progress
+from services.trainer.worker.ranks import share_of
 
 Rows = Callable[[int, int | None], list[str]]
 """Returns the names of the rows of a step, or of one of its micro-batches, from 0."""
@@ -130,11 +131,14 @@ class Health:
             raise self._error(f"After step {step} the loss on the held-out rows is {loss:g}", None)
 
     def check_weights(self, model: Any) -> None:
-        """Raises JobError("LOSS_NOT_FINITE") unless all trained weights are finite. Reads all of them: call it before a
-        checkpoint is written, which does so too."""
-        trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+        """Raises JobError("LOSS_NOT_FINITE") unless all trained weights, or this rank's shares of them, are finite.
+
+        Reads all of them: call it before a checkpoint is written, which does so too.
+        """
+        trained = [share_of(parameter.detach()) for parameter in model.parameters() if parameter.requires_grad]
         # The sum of finite values may overflow, but min and max do not; NaN passes through both.
-        if trained and not bool(torch.stack([_all_finite(each) for each in trained]).all()):
+        finite = [_all_finite(each) for each in trained if each.numel()]
+        if finite and not bool(torch.stack(finite).all()):
             step = self._progress.step
             raise self._error(f"After step {step} trained weights are NaN or infinite", step)
 

@@ -46,7 +46,8 @@ class LabelSmoothing:
         ids = torch.arange(8, device=head.weight.device)[None] % head.weight.shape[0]
         was_training = self._model.training
         self._model.eval()
-        with torch.inference_mode(), head.register_forward_pre_hook(lambda _, given: hidden.append(given[0])):
+        # Not in inference mode: FSDP would gather into tensors that training cannot use afterwards.
+        with torch.no_grad(), head.register_forward_pre_hook(lambda _, given: hidden.append(given[0])):
             logits = self._model(input_ids=ids, use_cache=False).logits.float()
             plain = torch.nn.functional.linear(hidden[0], head.weight, head.bias).float()
         self._model.train(was_training)

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed.tensor import DTensor
 
 from engine.model.load import Device
 from services.trainer.worker.launch import RANK, RENDEZVOUS
@@ -74,6 +75,11 @@ class Ranks:
     def wait_for_all(self) -> None:
         """Waits until every rank has called it."""
         self.totals([0.0])
+
+
+def share_of(value: Any) -> Any:
+    """Returns this rank's share of a tensor that is divided among the ranks; any other value unchanged."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _memory(_: psutil.Process) -> SimpleNamespace:

@@ -32,9 +32,15 @@ from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.corpus_rows import CORPUS_FILE, CorpusRows
 from services.trainer.worker.events import PHASES, TrainingCallback
 from services.trainer.worker.extensions import Training, extend, failures_named
+from services.trainer.worker.fsdp import FsdpTrainer, loaded_in_turn
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
-from services.trainer.worker.methods import keep_trained_weights_float32, loads_checkpoint, trainable_model
+from services.trainer.worker.methods import (
+    keep_trained_weights_float32,
+    load_trained_weights,
+    loads_checkpoint,
+    trainable_model,
+)
 from services.trainer.worker.order import lengths, with_blank
 from services.trainer.worker.progress import Progress, Totals, per_second
 from services.trainer.worker.ranks import Ranks
@@ -49,6 +55,7 @@ from services.trainer.worker.zero import ZeroTrainer, import_deepspeed
 def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     """Runs one attempt and returns its result. Raises Paused once a requested pause is saved."""
     config, hyper = child_input.config, child_input.config.hyperparameters
+    resume_from = child_input.resume.path if child_input.resume else None
     torch.set_num_threads(max(1, child_input.threads // config.world_size))
     on = "cpu" if config.resources.gpus == 0 else load.device()
 
@@ -61,9 +68,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     phases.enter("loading_model", f"{child_input.model.id}{start}")
     set_seed(config.seed)
     with sink.ticking():
-        resume_from = child_input.resume.path if child_input.resume else None
-        start_from = child_input.start.path if child_input.start else None
-        model = trainable_model(config, child_input.model, on, resume_from, start_from)
+        model = _model(child_input, on, ranks)
         tokenizer = AutoTokenizer.from_pretrained(child_input.model.path, local_files_only=True)
         return_freed_memory()
 
@@ -117,16 +122,17 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         if isinstance(train_rows, CorpusRows):
             callback.health.rows = lambda *of: train_rows.names(trainer.rows_of(*of))
             callback.corpus = train_rows
-        trainer.weights_loaded = loads_checkpoint(config)
+        trainer.weights_loaded = config.resources.divides_weights or loads_checkpoint(config)
     if hyper.label_smoothing_factor:
         trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
     if hyper.attn_implementation not in ("auto", used := model.config._attn_implementation):
         sink.emit(_attention_replaced(child_input.model.id, hyper.attn_implementation, used))
-    if config.evaluation.prompt_steps is not None and ranks.first:
+    sharing = ranks if config.resources.divides_weights else None
+    if config.evaluation.prompt_steps is not None and (ranks.first or sharing):
         with sink.ticking():
             written = Tokenizer(child_input.model.path, config.chat_template)
             asked = prompts(config, child_input.data_dir, written)
-        trainer.add_callback(SampleCallback(sink, phases, config, asked, written, callback))
+        trainer.add_callback(SampleCallback(sink, phases, config, asked, written, callback, sharing))
     with sink.ticking():
         training = Training(config, model, tokenizer, child_input.out_dir)
         extend(training, child_input.extensions)
@@ -154,9 +160,29 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     return _result(child_input, progress, callback.attempt, model, ranks)
 
 
+def _model(child_input: TrainingInput, on: load.Device, ranks: Ranks) -> Any:
+    """Loads the model, or this rank's share of it. A share has the weights of the checkpoint to resume from already."""
+    config, files = child_input.config, child_input.model
+    resume_from = child_input.resume.path if child_input.resume else None
+    start_from = child_input.start.path if child_input.start else None
+    if not config.resources.divides_weights:
+        return trainable_model(config, files, on, resume_from, start_from)
+
+    def whole() -> Any:
+        model = trainable_model(config, files, on, resume_from, start_from, place="cpu")
+        keep_trained_weights_float32(model)
+        if resume_from and not loads_checkpoint(config):
+            load_trained_weights(model, resume_from)
+        return model
+
+    return loaded_in_turn(whole, on, ranks)
+
+
 def _trainer(config: JobConfig, on: load.Device) -> Callable[..., Trainer]:
     """Returns what makes the Trainer for the way in which the ranks share the training."""
-    if not config.resources.divides_optimizer:
+    if config.resources.divides_weights:
+        return FsdpTrainer
+    if not config.resources.uses_deepspeed:
         return Trainer
     computes_in = torch.bfloat16 if config.hyperparameters.precision == "bf16" else None
     return partial(ZeroTrainer, wrapper=import_deepspeed(on), computes_in=computes_in)

@@ -13,6 +13,8 @@ from engine.model.generate import generate
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
 from services.questions import MAX_TEXT_BYTES, Question, cut, room_for
 from services.trainer.worker.events import TrainingCallback
+from services.trainer.worker.fsdp import follow, leading
+from services.trainer.worker.ranks import Ranks
 
 
 class SampleCallback(TrainerCallback):
@@ -29,7 +31,11 @@ class SampleCallback(TrainerCallback):
         asked: Sequence[Question],
         tokenizer: Tokenizer,
         timing: TrainingCallback,
+        sharing: Ranks | None = None,
     ) -> None:
+        """`sharing`: the ranks that the weights are divided among, each of which has such a callback; the first one
+        answers. None: this process has all weights."""
+        self._sharing = sharing
         self._sink, self._phases, self._config = sink, phases, config
         self._asked, self._tokenizer, self._timing = asked, tokenizer, timing
 
@@ -45,9 +51,18 @@ class SampleCallback(TrainerCallback):
         if every is None or (state.global_step % every and state.global_step < state.max_steps):
             return control
         with self._timing.left_out():
-            for sample in self._samples(model, state.global_step):
-                self._sink.emit(sample)
+            if self._sharing is None:
+                self._answer(model, state.global_step)
+            elif self._sharing.first:
+                with leading(model, self._sharing):
+                    self._answer(model, state.global_step)
+            else:
+                follow(model, self._sharing)
         return control
+
+    def _answer(self, model: Any, step: int) -> None:
+        for sample in self._samples(model, step):
+            self._sink.emit(sample)
 
     def _samples(self, model: Any, step: int) -> list[InferenceSample]:
         wanted, longest = self._config.evaluation.max_new_tokens, self._config.hyperparameters.max_length

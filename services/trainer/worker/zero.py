@@ -4,15 +4,13 @@ DeepSpeed is an optional package.
 """
 
 import os
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 
-from services.trainer.worker.checkpoint import SCHEDULER_FILE, optimizer_file
-from services.trainer.worker.loss import Trainer
+from services.trainer.worker.divided import DividedTrainer
 
 
 def import_deepspeed(on: str) -> type[Any]:
@@ -30,11 +28,11 @@ def import_deepspeed(on: str) -> type[Any]:
     return engine
 
 
-class ZeroTrainer(Trainer):
+class ZeroTrainer(DividedTrainer):
     """A `Trainer` whose model is wrapped by DeepSpeed.
 
-    Its checkpoints have the model in the usual files, and one file for each rank with its share of the optimizer's
-    states. DeepSpeed's own ones would contain the trained weights once more, and pickles that it loads unchecked.
+    Its checkpoints are not DeepSpeed's own ones, which would contain the trained weights once more, and pickles that it
+    loads unchecked.
     """
 
     def __init__(self, *arguments: Any, wrapper: type[Any], computes_in: torch.dtype | None, **options: Any) -> None:
@@ -46,17 +44,12 @@ class ZeroTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> tuple[Any, Any]:
-        """Restores weights, optimizer and schedule itself: the library would load a checkpoint of DeepSpeed."""
+        """Restores the weights first, as DeepSpeed copies the share of them that this rank updates."""
         if resume_from_checkpoint is not None:
-            # The engine copies the share of the weights that this rank updates.
             self._load_from_checkpoint(resume_from_checkpoint)
         if self._computes_in is not None:
             _compute_in(self.model, self._computes_in, self.args.device.type)
-        prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
-        if resume_from_checkpoint is not None:
-            file = Path(resume_from_checkpoint) / optimizer_file(self._ranks.rank)
-            self._states.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._report_updates()
         return prepared
 
@@ -76,26 +69,18 @@ class ZeroTrainer(Trainer):
         """The model as DeepSpeed has wrapped it."""
         return self.model_wrapped
 
-    @property
-    def _states(self) -> torch.optim.Optimizer:
-        """The optimizer of this rank's share of the weights."""
-        optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer
-        return optimizer
+    def _states(self) -> dict[str, Any]:
+        states: dict[str, Any] = self._engine.optimizer.optimizer.state_dict()
+        return states
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the model from the first rank. The library would copy all weights on every rank."""
-        if self.args.should_save:
-            model: Any = self.model
-            adapters = hasattr(model, "peft_config")
-            self._save(output_dir, state_dict=None if adapters else _in_main_memory(model.state_dict()))
+    def _load_states(self, states: dict[str, Any]) -> None:
+        self._engine.optimizer.optimizer.load_state_dict(states)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self._states.state_dict(), folder / optimizer_file(self._ranks.rank))
-        if self._ranks.first:
-            schedule: Any = self.lr_scheduler
-            torch.save(schedule.state_dict(), folder / SCHEDULER_FILE)
+    def _weights(self) -> dict[str, torch.Tensor] | None:
+        model: Any = self.model
+        # The library would copy all weights on every rank.
+        copies = self._ranks.first and not hasattr(model, "peft_config")
+        return _in_main_memory(model.state_dict()) if copies else None
 
 
 def _compute_in(model: Any, dtype: torch.dtype, on: str) -> None:

@@ -280,11 +280,8 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "base_model": "tiny",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
-        "resources": {"gpus": 2, "parallelism": "fsdp"},
     }
-    assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "evaluation_data[0].weight", "resources.parallelism",
-    ]  # fmt: skip
+    assert [each.field for each in unsupported(job_config(spec))] == ["spec.evaluation_data[0].weight"]
     assert unsupported(job_config(MINIMAL)) == []
 
 
@@ -305,6 +302,14 @@ def test_what_deepspeed_would_compute_otherwise_is_refused(hyper: dict[str, Any]
     spec = {**MINIMAL, "resources": {"gpus": 2, "parallelism": "zero2"}, "hyperparameters": hyper}
     assert set(refused(spec)) == {f"spec.hyperparameters.{name}" for name in hyper}
     assert job_config({**spec, "resources": {"gpus": 2, "parallelism": "ddp"}})
+
+
+def test_fsdp_divides_only_optimizers_that_treat_each_weight_alone() -> None:
+    """bitsandbytes and adafactor compute with whole tensors, of which each process has rows."""
+    spec = {**MINIMAL, "resources": {"gpus": 2, "parallelism": "fsdp"}}
+    assert set(refused({**spec, "hyperparameters": {"optim": "adafactor"}})) == {"spec.hyperparameters.optim"}
+    for hyper in ({"optim": "sgd"}, {"precision": "fp16"}, {}):
+        assert unsupported(job_config({**spec, "hyperparameters": hyper})) == []
 
 
 def test_a_secret_is_named_for_a_known_use_only() -> None:

@@ -41,9 +41,9 @@ BUCKETS = 2 * 2 * BUCKET_ELEMENTS
         # In main memory: 8 bytes of moments, 4 of weights, 4 of gradients, 4 of copies.
         (FULL, "zero2_offload", Share(4000, 0, 0, 0, buffers=BUCKETS, host=20_000)),
         (LORA, "zero2_offload", Share(2000, 320, 0, 0, buffers=BUCKETS, host=20 * 80)),
-        # A quarter of everything; in 16 bits two blocks and both ends, and as many gradients.
-        (FULL, "fsdp", Share(1000, 0, 1000, 2000, gathered=2 * 400, buffers=2 * 400)),
-        (LORA, "fsdp", Share(500, 80, 80, 160, gathered=2 * (400 + 20), buffers=2 * 20)),
+        # A quarter of everything; two blocks and both ends as they are stored, and the gradients of what is trained.
+        (FULL, "fsdp", Share(1000, 0, 1000, 2000, gathered=4 * 400, buffers=4 * 400)),
+        (LORA, "fsdp", Share(500, 80, 80, 160, gathered=2 * 400 + 4 * 20, buffers=4 * 20)),
         (FULL, "zero3", Share(500, 0, 500, 3000, gathered=800, buffers=BUCKETS)),
         (FULL, "zero3_offload", Share(0, 0, 0, 0, gathered=800, buffers=BUCKETS, host=18_000 + 2000)),
         (LORA, "zero3_offload", Share(0, 0, 0, 0, gathered=840, buffers=BUCKETS, host=18 * 80 + 2000)),
@@ -93,6 +93,17 @@ def test_dividing_more_takes_less_where_everything_is_trained() -> None:
     assert needs["zero2_offload"]["optimizer"] == needs["zero2_offload"]["gradients"] == 0
 
 
+def test_weights_are_loaded_whole_by_one_process_after_the_other() -> None:
+    """A node whose main memory holds no copy of the model would end the trainer while it loads."""
+    setup = Setup("lora", "bf16", True, 1, 8, True, "adamw_torch", world_size=4, parallelism="fsdp")
+    on_gpus = estimate_memory(known("llama-3.1-70b"), setup)
+    assert on_gpus.host_bytes > 2 * known("llama-3.1-70b").num_parameters
+    assert on_gpus["weights"] < on_gpus.host_bytes / 4
+    on_cpu = estimate_memory(known("llama-3.1-70b"), replace(setup, on_gpu=False, precision="fp32"))
+    assert (on_cpu.moment, on_cpu.host_bytes) == ("loading", 0)
+    assert on_cpu["weights"] == on_cpu["gathered"]
+
+
 def test_adapters_with_ddp_exchange_little() -> None:
     """Frozen weights are gathered for each micro-batch by FSDP, and stay where they are with the others."""
     whole = Estimator(known("llama-3.1-8b"), Setup("lora", "bf16", True, 4, 512, True, "adamw_torch")).whole
@@ -123,7 +134,8 @@ def test_what_cannot_be_divided_says_why() -> None:
     assert why("ddp", "qlora", "paged_adamw_8bit", on_gpu=False, deepspeed=False) == ""
     assert why("zero2", "qlora") == why("fsdp") == why("zero2_offload", "full") == why("zero2", on_gpu=False) == ""
     assert "FSDP" in why("fsdp", "qlora")
-    assert "GPU" in why("fsdp", on_gpu=False)
+    assert why("fsdp", "full", on_gpu=False) == why("fsdp", deepspeed=False) == ""
+    assert "cannot be divided" in why("fsdp", optimizer="adamw_8bit")
     assert "deepspeed" in why("zero2", deepspeed=False)
     assert "adafactor" in why("zero2", optimizer="adafactor")
     assert "loss scale" in why("zero2", precision="fp16")

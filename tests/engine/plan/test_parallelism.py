@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from engine.config import job as jobs
 from engine.config.job import job_config
 from engine.estimate import parallelism
 from engine.estimate.architecture import Architecture
@@ -12,7 +11,6 @@ from engine.estimate.known_architectures import known
 from engine.estimate.machine import Machine
 from engine.estimate.memory import GIB
 from engine.estimate.recommend import plan
-from engine.plan import parallelism as choice
 from engine.plan.resolve import resolve
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
@@ -42,14 +40,6 @@ def reason(result: Resolved) -> str:
     return next(found.reason for found in result.resolutions if found.field == "resources.parallelism")
 
 
-@pytest.fixture
-def every_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every way be chosen, as if trainers could run it."""
-    for module in (jobs, parallelism, choice):
-        monkeypatch.setattr(module, "RUNNABLE_PARALLELISM", parallelism.ORDER)
-
-
-@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize(
     ("architecture", "hardware", "method", "expected"),
     [
@@ -77,41 +67,31 @@ def test_first_way_that_fits_is_chosen_with_its_figures(
     assert f"for each of {len(hardware.gpus)} processes" in reason(result)
 
 
-@pytest.mark.usefixtures("every_way")
 def test_offloading_needs_main_memory() -> None:
     """20 bytes a weight do not fit into 64 GiB, whatever the GPUs have."""
     result = resolved(node(40, 40, host=64), EIGHT_B, {"gpus": 2}, method="full")
     assert result.refusals[0].reason == "INSUFFICIENT_MEMORY"
 
 
-def test_only_what_trainers_can_run_is_chosen() -> None:
-    """A job that is refused says what would help, instead of failing in its trainer."""
-    result = resolved(node(*[80] * 4), SEVENTY_B, {"gpus": 4}, method="lora")
-    assert result.config.resources.parallelism != "fsdp"
-    assert "fsdp it would fit, which is not available yet" in reason(result)
-    assert result.refusals[0].reason == "INSUFFICIENT_MEMORY"
-    assert "available yet" not in reason(resolved(node(*[80] * 4), EIGHT_B, {"gpus": 4}, method="lora"))
+def test_processes_on_a_cpu_do_not_divide_their_weights_unless_told() -> None:
+    """They share one memory: one process alone would need no more of it."""
+    asked = {"world_size": 2}
+    assert resolved(node(host=16, packages=()), EIGHT_B, asked, method="lora").config.resources.parallelism == "ddp"
+    named = resolved(node(), SMALL, asked | {"parallelism": "fsdp"}, method="full")
+    assert (named.refusals, named.config.resources.parallelism) == ([], "fsdp")
 
 
-@pytest.mark.usefixtures("every_way")
 def test_named_way_stands_or_is_refused_with_the_reason() -> None:
     given = resolved(node(80, 80), SMALL, {"gpus": 2, "parallelism": "fsdp"}, method="lora")
     assert (given.refusals, given.config.resources.parallelism) == ([], "fsdp")
-    for hardware, method, expected in (
-        (node(80, 80), "qlora", "quantized"),
-        (node(), "lora", "needs GPUs"),
-    ):
-        resources = {"world_size": 2, "parallelism": "fsdp"}
-        (refusal,) = resolved(hardware, SMALL, resources, method=method).refusals
-        assert (refusal.reason, refusal.violations[0].field) == (
-            "PARALLELISM_UNAVAILABLE", "spec.resources.parallelism",
-        )  # fmt: skip
-        assert expected in refusal.message
+    resources = {"world_size": 2, "parallelism": "fsdp"}
+    (refusal,) = resolved(node(80, 80), SMALL, resources, method="qlora").refusals
+    assert (refusal.reason, refusal.violations[0].field) == ("PARALLELISM_UNAVAILABLE", "spec.resources.parallelism")
+    assert "quantized" in refusal.message
     missing = resolved(node(80, 80, packages=()), SMALL, {"gpus": 2, "parallelism": "zero2"}, method="lora")
     assert "deepspeed" in missing.refusals[0].message
 
 
-@pytest.mark.usefixtures("every_way")
 def test_divided_states_are_not_those_of_a_paged_optimizer() -> None:
     alone = resolved(node(24), EIGHT_B, {"gpus": 1}, method="qlora")
     assert alone.config.hyperparameters.optim == "paged_adamw_8bit"

@@ -10,9 +10,9 @@ from finetuneflow.setting_names import NoCounterpart, Outcome, Rule, is_true, ta
 
 _AUTO = "auto stands for an argument of the program that reads the file; set it for the job"
 _SERVER = "chosen by the server; it changes speed or memory, not what is trained"
-_STAGE_3 = (
-    "stage 3 divides the weights as well, which is not available yet; zero2 and zero2_offload divide gradients and the "
-    "state of the optimizer"
+_STAGE_3_OFFLOAD = (
+    "stage 3 is fsdp here, which keeps nothing in main memory; set resources.parallelism to fsdp, or to zero2_offload, "
+    "which has the state of the optimizer there"
 )
 _OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "sgd": "sgd"}
 _SCHEDULERS = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
@@ -73,12 +73,10 @@ def _batches(given: Mapping[str, Any]) -> Outcome:
 
 def _zero(given: Mapping[str, Any]) -> Outcome:
     """Translates the stage, and where the state of the optimizer is."""
-    section, lost = _section(given, ("stage", "offload_optimizer", "cpu_offload", *_FREE))
+    section, lost = _section(given, ("stage", "offload_optimizer", "offload_param", "cpu_offload", *_FREE))
     stage, offload = section.get("stage", 0), section.get("offload_optimizer") or {}
-    if stage == 3:
-        raise NoCounterpart(_STAGE_3)
-    if stage not in (0, 1, 2):
-        raise NoCounterpart("the stage must be 0, 1 or 2")
+    if stage not in (0, 1, 2, 3):
+        raise NoCounterpart("the stage must be 0, 1, 2 or 3")
     device = offload.get("device", "none") if isinstance(offload, Mapping) else offload
     if is_true(section.get("cpu_offload")):
         device = "cpu"
@@ -88,9 +86,12 @@ def _zero(given: Mapping[str, Any]) -> Outcome:
     if isinstance(offload, Mapping):
         placed = ("device", "pin_memory", "buffer_count", "fast_init")
         lost |= {f".offload_optimizer.{name}": "not known here" for name in offload if name not in placed}
-    shared = "ddp" if stage == 0 else "zero2_offload" if device == "cpu" else "zero2"
+    if stage == 3 and (device == "cpu" or section.get("offload_param")):
+        raise NoCounterpart(_STAGE_3_OFFLOAD)
+    shared = "ddp" if stage == 0 else "fsdp" if stage == 3 else "zero2_offload" if device == "cpu" else "zero2"
     notes = ["it needs resources.gpus of 2 or more; for one GPU, remove resources.parallelism"] if stage else []
     notes += ["zero2 divides the gradients as well, with the same results"] if stage == 1 else []
+    notes += ["PyTorch divides the weights, gradients and states in the same way"] if stage == 3 else []
     notes += [f"{', '.join(chosen)}: {_SERVER}"] if (chosen := [name for name in section if name in _FREE]) else []
     return Outcome({"resources.parallelism": shared}, "; ".join(notes), lost)
 
