@@ -538,8 +538,8 @@ class Reason(OpenEnum):
     Caller: remove label_smoothing_factor."""
 
     PARALLELISM_UNAVAILABLE = "PARALLELISM_UNAVAILABLE"
-    """The training cannot be divided among its processes in the requested way: the node lacks a package or GPUs, or the
-    method or the optimizer does not allow it. Caller: remove resources.parallelism."""
+    """The training cannot be divided among its processes in the requested way: the node lacks a package, or the model,
+    the method or the optimizer does not allow it. Caller: remove resources.parallelism."""
 
     INVALID_PRICES = "INVALID_PRICES"
     """The table of GPU prices cannot be read. Operator: correct the table."""
