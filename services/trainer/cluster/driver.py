@@ -143,7 +143,7 @@ class Driver:
         if not any(each.failed for each in over):
             said = f"Ray Train failed: {_first_line(error)}"
             if out_of_memory.RAY_SAYS in str(error):
-                raise SystemFailure(out_of_memory.HOST, said, out_of_memory.ADVICE) from error
+                raise SystemFailure("HOST_OUT_OF_MEMORY", said, out_of_memory.ADVICE) from error
             raise SystemFailure("CRASHED", said, SEE_LAST_OUTPUT) from error
         cause = cause_of(over)
         if cause.number in lost:
