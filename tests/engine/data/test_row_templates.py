@@ -1,10 +1,12 @@
 """One row of a table becomes the examples its template writes; a bad template ends, and says where."""
 
+import gc
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -127,6 +129,16 @@ ENDLESS = """{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set
 
 # The time limit is repeated because an exception is lost where Python ignores it, such as in a finalizer.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture
+def no_collector_callbacks() -> Iterator[None]:
+    """Removes those that libraries of tests add, in which Python ignores exceptions."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
+
+
+@pytest.mark.usefixtures("no_collector_callbacks")
 def test_filters_that_take_too_long_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are no steps of the template: one of them counts to a billion."""
     monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
