@@ -127,8 +127,6 @@ ENDLESS = """{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set
 """A single comparison, of more steps than there are seconds left to the sun."""
 
 
-# The time limit is repeated because an exception is lost where Python ignores it, such as in a finalizer.
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.fixture
 def no_collector_callbacks() -> Iterator[None]:
     """Removes those that libraries of tests add, in which Python ignores exceptions."""
@@ -138,6 +136,8 @@ def no_collector_callbacks() -> Iterator[None]:
     gc.callbacks[:] = callbacks
 
 
+# The time limit is repeated because an exception is lost where Python ignores it, such as in a finalizer.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("no_collector_callbacks")
 def test_filters_that_take_too_long_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are no steps of the template: one of them counts to a billion."""
