@@ -37,8 +37,10 @@ from services.exporter.worker.sentencepiece_tokens import is_sentencepiece, set_
 
 ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 _GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
-_OUT_OF_SPACE: Final = ("MemoryError", "OSError: ", "No space left", "bad_alloc", "iostream error")
-"""Texts in the output of a converter without memory or disk space. On a full disk NumPy's error has no other words."""
+_DISK_FULL: Final = re.compile(r"No space left|\d+ requested and \d+ written")
+"""Output of a converter on a full disk; the second form is NumPy's."""
+_OUT_OF_SPACE: Final = ("MemoryError", "OSError: ", "bad_alloc", "iostream error")
+"""Texts in the output of a converter without memory or disk space."""
 
 
 def check_gguf(child_input: ExportInput) -> None:
@@ -207,6 +209,12 @@ def _quantize(library: Path, source: Path, target: Path, type_: str, on_line: Ca
 
 def _failure(program: str, status: int, lines: Sequence[str]) -> JobError | SystemFailure:
     output = "\n".join(lines)
+    if _DISK_FULL.search(output):
+        return SystemFailure(
+            "DISK_FULL",
+            f"llama.cpp's {program} could not write: {output[-400:]}",
+            "Ask the operator to make room on the disk of the exporter's FTF_HOME.",
+        )
     if status < 0 or any(sign in output for sign in _OUT_OF_SPACE):
         return SystemFailure(
             "GGUF_CONVERTER_CRASHED",

@@ -163,7 +163,7 @@ def verify_gguf(
             f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
             f"{found.same_next_token:.1%} equal next tokens, at {found.num_positions:,} positions of {found.num_rows} "
             f"rows (bound: mean KL {bounds.mean_kl:g}). {largest.name} differs most from what it was made of: by "
-            f"{largest.difference:.2%} of its maximum",
+            f"{100 * largest.difference:.2g}% of its maximum",
         )
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     return Verified(comparison_message(found, bounds, checkpoint.rows.source, dtype))
@@ -282,8 +282,8 @@ def _check_rounding(child_input: ExportInput, file: str, type_: str, largest: _L
         raise differs(
             child_input,
             file,
-            f"{largest.name} differs from what it was made of by {largest.difference:.2%} of its maximum (bound: "
-            f"{bound:.2%})",
+            f"{largest.name} differs from what it was made of by {100 * largest.difference:.2g}% of its maximum "
+            f"(bound: {100 * bound:.2g}%)",
         )
 
 

@@ -165,7 +165,7 @@ def _layers(
                         child_input,
                         file,
                         f"{tensor.name} differs from the checkpoint's {path}.lora_{part.upper()}.weight by "
-                        f"{difference:.2%} of its maximum (bound: {bound:.2%})",
+                        f"{100 * difference:.2g}% of its maximum (bound: {100 * bound:.2g}%)",
                     )
                 parts.append(values)
             yield _Layer(mapped, *parts)

@@ -272,9 +272,13 @@ runpy.run_path({str(gguf_files.converter())!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("code", [KILLED, OUT_OF_SPACE], ids=["killed", "out of space"])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(KILLED, "GGUF_CONVERTER_CRASHED"), (OUT_OF_SPACE, "DISK_FULL")],
+    ids=["killed", "out of space"],
+)
 def test_converter_that_lacks_memory_or_disk_is_tried_again(
-    gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+    gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
 ) -> None:
     """A machine without memory or disk space says nothing about the model."""
     script = tmp_path / "convert.py"
@@ -282,7 +286,7 @@ def test_converter_that_lacks_memory_or_disk_is_tried_again(
     monkeypatch.setattr(gguf_files, "converter", lambda: script)
     with pytest.raises(SystemFailure) as error:
         export(gguf_input, tmp_path)
-    assert error.value.reason == "GGUF_CONVERTER_CRASHED"
+    assert error.value.reason == reason
 
 
 def test_missing_converter_is_named(gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
