@@ -6,6 +6,7 @@ Serving processes read it too, so it must cost milliseconds and a few megabytes 
 import importlib.metadata
 import os
 import platform
+import resource
 import shutil
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _memory() -> tuple[int, int]:
     """Returns total and available bytes, within the container's limit if that is lower than the machine's."""
     machine = psutil.virtual_memory()
     total, available = int(machine.total), int(machine.available)
-    group, v1 = _own_cgroup(), _CGROUP / "memory"
+    group, v1 = _own_cgroup(), _own_memory_cgroup_v1()
     limits = (
         (group / "memory.max", group / "memory.current"),
         (v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes"),
@@ -87,6 +88,25 @@ def _memory() -> tuple[int, int]:
             free = total - (int(taken[0]) if taken else 0) + reclaimable
             available = max(0, min(available, free))
     return total, available
+
+
+def available_memory() -> int:
+    """Returns the bytes that this process may still take: of the machine, of its container, and within its own limit of
+    memory that it may write to."""
+    _, available = _memory()
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit != resource.RLIM_INFINITY:
+        available = min(available, max(0, limit - 1024 * _statistic(Path("/proc/self/status"), "VmData:")))
+    return available
+
+
+def _own_memory_cgroup_v1() -> Path:
+    root = _CGROUP / "memory"
+    for line in _read_words(Path("/proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(",") and (group := root / path.lstrip("/")).is_dir():
+            return group
+    return root
 
 
 def _own_cgroup() -> Path:

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from engine.config.job import Quantization
 from engine.errors import JobError
-from engine.model_folder import unmergeable_tensor
+from engine.model_folder import StoredTensor, read_header, unmergeable_tensor
 
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
@@ -75,13 +75,14 @@ def merge(
 
     Raises JobError: MERGE_UNSUPPORTED if the adapter changes anything else than tensors of the base.
     """
-    with _merging(base, adapter, quantised) as merging, _threads() as threads:
+    merging = _merging(base, adapter, quantised)
+    with _threads() as threads:
         files = list(merging.tensors)
-        headers = {file: _headers(tensors, merging.made[file], dtype) for file, tensors in merging.tensors.items()}
+        headers = {file: _headers(stored, merging.made[file], dtype) for file, stored in merging.tensors.items()}
         total = sum(_num_bytes(*header) for of_file in headers.values() for header in of_file.values())
         done = 0
         for file in files:
-            # Opened anew, so that what was read of one file does not stay in memory while the others are merged.
+            # One at a time: an opened file counts as memory that the process may write to, and is limited.
             with safe_open(base / file, "pt") as tensors:
                 blocks = partial(_blocks, merging.changes, tensors, merging.made[file], dtype)
                 for num_bytes in _write(target / file, headers[file], blocks, threads):
@@ -105,13 +106,14 @@ def differences(
     """Yields for each tensor that `merge` makes its largest difference to that of the folder `merged`, relative to the
     largest value of the tensor; infinity for one that is missing, has another shape, or has values that are not finite.
     """
-    with _merging(base, adapter, quantised) as merging, _threads() as threads, ExitStack() as stack:
+    merging = _merging(base, adapter, quantised)
+    with _threads() as threads:
         for file, made in merging.made.items():
-            path = merged / file
-            found = stack.enter_context(safe_open(path, "pt")) if path.is_file() else None
-            blocks = partial(_blocks, merging.changes, merging.tensors[file], made, dtype)
-            # As in `merge`: with another number of threads a product may round otherwise.
-            yield from zip(made, threads.map(partial(_difference, blocks, found), made), strict=True)
+            found = _Stored.open(merged / file)
+            with safe_open(base / file, "pt") as tensors:
+                blocks = partial(_blocks, merging.changes, tensors, made, dtype)
+                # As in `merge`: with another number of threads a product may round otherwise.
+                yield from zip(made, threads.map(partial(_difference, blocks, found), made), strict=True)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -126,43 +128,65 @@ def weight_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Merging:
-    """The opened files of a base model, and what is made of them."""
+    """The files of a base model, and what is made of them."""
 
     changes: "_Changes"
-    tensors: Mapping[str, Any]
-    """The opened safetensors file of each name."""
+    tensors: Mapping[str, Mapping[str, StoredTensor]]
+    """The tensors of each file, by their names."""
     made: Mapping[str, Mapping[str, str]]
     """For each file the tensors to write, and the ones of the base that they are made from."""
     untied: bool
     """True if the head becomes a tensor of its own."""
 
 
-@contextmanager
-def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> Iterator[_Merging]:
+@dataclass(frozen=True)
+class _Stored:
+    """A safetensors file whose tensors are read one by one, without mapping the file into memory."""
+
+    file: Path
+    tensors: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, file: Path) -> "_Stored":
+        """Reads the header; a file that is missing has no tensors."""
+        return cls(file, read_header(file).tensors if file.is_file() else {})
+
+    def read(self, name: str) -> torch.Tensor:
+        stored = self.tensors[name]
+        content = bytearray(_num_bytes(stored.dtype, list(stored.shape)))
+        with self.file.open("rb") as file:
+            file.seek(stored.offset)
+            file.readinto(content)
+        dtype = _DTYPES[stored.dtype]
+        return torch.frombuffer(content, dtype=dtype).view(stored.shape) if content else torch.empty(stored.shape)
+
+
+def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> _Merging:
     if found := unmergeable_tensor(base):
         raise _unsupported(f"the base model has {found[0]} in the number format {found[1]}")
     config = json.loads((base / "config.json").read_text("utf-8"))
     changes = _Changes(adapter)
-    with ExitStack() as stack:
-        opened = {file.name: stack.enter_context(safe_open(file, "pt")) for file in weight_files(base)}
-        places = {name: file for file, tensors in opened.items() for name in tensors.keys()}  # noqa: SIM118
-        changes.locate(places)
-        if quantised:
-            changes.quantise(quantised, _linear_weights(base, places))
-        head = changes.separate_head(config, places)
-        made = {file: {name: name for name in tensors.offset_keys()} for file, tensors in opened.items()}
-        if head:
-            made[places[head]][_HEAD] = head
-        yield _Merging(changes, opened, made, untied=head is not None)
+    tensors = {file.name: read_header(file).tensors for file in weight_files(base)}
+    places = {name: file for file, stored in tensors.items() for name in stored}
+    changes.locate(places)
+    if quantised:
+        changes.quantise(quantised, _linear_weights(base, places))
+    head = changes.separate_head(config, places)
+    made = {
+        file: {name: name for name in sorted(stored, key=lambda name: stored[name].offset)}
+        for file, stored in tensors.items()
+    }
+    if head:
+        made[places[head]][_HEAD] = head
+    return _Merging(changes, tensors, made, untied=head is not None)
 
 
-def _difference(blocks: Callable[[str], Iterator[torch.Tensor]], tensors: Any, name: str) -> float:
-    """Returns the largest difference between the tensor of that name in `tensors`, an opened file or None, and
-    `blocks`."""
-    if tensors is None or name not in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+def _difference(blocks: Callable[[str], Iterator[torch.Tensor]], merged: _Stored, name: str) -> float:
+    """Returns the largest difference between the tensor of that name in `merged` and `blocks`."""
+    if name not in merged.tensors:
         return math.inf
     made = [block.clone() for block in blocks(name)]
-    expected, found = torch.cat(made) if made[1:] else made[0], tensors.get_tensor(name)
+    expected, found = torch.cat(made) if made[1:] else made[0], merged.read(name)
     if found.shape != expected.shape:
         return math.inf
     if not expected.numel() or torch.equal(expected, found):
@@ -191,14 +215,15 @@ def _blocks(
     return changes.applied(name, weight, dtype if dtype and weight.is_floating_point() else weight.dtype)
 
 
-def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -> dict[str, tuple[str, list[int]]]:
+def _headers(
+    tensors: Mapping[str, StoredTensor], made: Mapping[str, str], dtype: torch.dtype | None
+) -> dict[str, tuple[str, list[int]]]:
     """Returns format and shape of each tensor to write."""
     headers = {}
     for name, source in made.items():
-        own = tensors.get_slice(source)
-        format_ = own.get_dtype()
-        changed = dtype is not None and _DTYPES[format_].is_floating_point
-        headers[name] = (_NAMES[dtype] if dtype and changed else format_, own.get_shape())
+        own = tensors[source]
+        changed = dtype is not None and _DTYPES[own.dtype].is_floating_point
+        headers[name] = (_NAMES[dtype] if dtype and changed else own.dtype, list(own.shape))
     return headers
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
@@ -23,6 +22,7 @@ from services.exporter.worker.package import MANIFEST
 from services.exporter.worker.verify_gguf import verify_gguf, verify_unrounded
 from services.exporter.worker.verify_gguf_adapter import verify_gguf_adapter
 from services.exporter.worker.verify_merged import CheckpointLogits, verify_merged
+from services.hardware import available_memory
 
 TOLERANCE = 1e-5
 """Largest difference of a logit. Equal weights on one machine give equal bits; this allows for threads."""
@@ -104,7 +104,7 @@ def _verify_adapter(child_input: ExportInput, scratch: Path) -> Verified:
     needed = sum(file.stat().st_size for file in weights.glob("*.safetensors"))
     if child_input.config.method == "full":
         needed *= 2
-    if needed > 0.8 * psutil.virtual_memory().available:
+    if needed > 0.8 * available_memory():
         return Verified(None, "the model does not fit into free memory")
     inputs = _inputs(scratch)
     if child_input.config.method == "full":

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
 from safetensors import safe_open
@@ -28,6 +27,7 @@ from services.exporter.worker.merged import merge_settings
 from services.exporter.worker.rendering import check_tokens
 from services.exporter.worker.sentencepiece_tokens import SentencePieceTokens, is_sentencepiece
 from services.exporter.worker.verify_merged import CheckpointLogits
+from services.hardware import available_memory
 
 ROUNDING: Final = {"f32": 1e-5, "f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3}
 """Largest difference of a number to the unrounded one, relative to the largest number of the tensor: half a step of the
@@ -138,7 +138,7 @@ def verify_gguf(
 
     # The reader of transformers holds the tensors of the file beside those of the model.
     needed = max(checkpoint.size_bytes, 2 * sum(each.stat().st_size for each in weight_files(source)))
-    if needed > 0.8 * psutil.virtual_memory().available:
+    if needed > 0.8 * available_memory():
         return Verified(None, "the model does not fit into free memory" + compare_own_tensors())
     stored = checkpoint.stored()
     gc.collect()

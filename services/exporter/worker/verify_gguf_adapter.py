@@ -6,12 +6,10 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 from gguf import MODEL_ARCH_NAMES, GGUFReader, ReaderTensor, dequantize, get_tensor_name_map
 from safetensors import safe_open
@@ -19,6 +17,7 @@ from transformers import AutoConfig
 
 from engine.model.heap import return_freed_memory
 from engine.model.merge import located, weight_files
+from engine.model_folder import read_header
 from engine.serving import BASE_GGUF
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.comparison import Comparison, Verified, comparison_message, logits
@@ -33,6 +32,7 @@ from services.exporter.worker.verify_gguf import (
     text_of,
 )
 from services.exporter.worker.verify_merged import CheckpointLogits
+from services.hardware import available_memory
 
 _ALPHA: Final = "adapter.lora.alpha"
 _EXPECTED: Final = {"general.type": "adapter", "adapter.type": "lora"}
@@ -77,7 +77,7 @@ def verify_gguf_adapter(
     scale = _scale(child_input, file, reader)
     layers = list(_layers(child_input, file, type_, reader, base, on_row))
     needed = max(checkpoint.size_bytes, 2 * (source / BASE_GGUF).stat().st_size)
-    if needed > 0.8 * psutil.virtual_memory().available:
+    if needed > 0.8 * available_memory():
         return Verified(None, "the model does not fit into free memory")
     stored = checkpoint.stored()
     gc.collect()
@@ -134,10 +134,8 @@ def _layers(
     names = _names(model, base)
     own = {tensor.name: tensor for tensor in reader.tensors}
     of_base = {tensor.name: tensor for tensor in base.tensors}
-    with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(path, "pt")) for path in weight_files(model)]
-        places = {name: tensors for tensors in files for name in tensors.keys()}  # noqa: SIM118
-        adapter = stack.enter_context(safe_open(child_input.adapter_dir / WEIGHTS, "pt"))
+    places = {name: path for path in weight_files(model) for name in read_header(path).tensors}
+    with safe_open(child_input.adapter_dir / WEIGHTS, "pt") as adapter:
         for key in adapter.keys():  # noqa: SIM118 - safe_open is no mapping
             if not key.endswith(".lora_A.weight"):
                 continue
@@ -147,7 +145,8 @@ def _layers(
             mapped = names.get_name(name, try_suffixes=(".weight",)) or ""
             if name not in places or mapped not in of_base:
                 raise unsupported(f"llama.cpp has no layer for its tensor {key}", _AS_GGUF)
-            order = _order(places[name].get_tensor(name).float(), _values(of_base[mapped]))
+            with safe_open(places[name], "pt") as tensors:
+                order = _order(tensors.get_tensor(name).float(), _values(of_base[mapped]))
             if order is None:
                 raise unsupported(f"llama.cpp has the weight {name} in another form", _AS_GGUF)
             parts = []

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
@@ -32,6 +31,7 @@ from services.exporter.worker.comparison import (
 )
 from services.exporter.worker.forms import dtype_of
 from services.exporter.worker.merged import MergeSettings, merge_settings, trained_quantisation
+from services.hardware import available_memory
 
 SAME_FORMAT: Final = Bounds(max_difference=1e-3)
 """For float32 on both sides: the sums of a merged layer round otherwise than those of layer and adapter."""
@@ -69,7 +69,7 @@ class CheckpointLogits:
         self, child_input: ExportInput, tokenizer_dir: Path, scratch: Path, on_row: Callable[[], None] = lambda: None
     ) -> None:
         """`on_row` is called for each row."""
-        self._checkpoint = _checkpoint(child_input, 0.8 * psutil.virtual_memory().available)
+        self._checkpoint = _checkpoint(child_input, 0.8 * available_memory())
         # A file, so that the memory never holds two models.
         self._stored = LogitsFile(scratch / "checkpoint-logits")
         self._computed = False
@@ -95,7 +95,7 @@ def verify_merged(
     Raises JobError("EXPORT_DIFFERS"). `on_row` is called for each row.
     """
     settings = merge_settings(child_input)
-    free = 0.8 * psutil.virtual_memory().available
+    free = 0.8 * available_memory()
     if max(checkpoint.size_bytes, sum(file.stat().st_size for file in weight_files(folder))) > free:
         name, difference = _worst_tensor(folder, settings)
         if difference > 0:

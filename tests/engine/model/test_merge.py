@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,38 @@ def test_adapter_of_another_base_is_refused(bases: Any, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no tensor of the base") as error:
         merge(bases("llama"), adapter, tmp_path / "merged")
     assert error.value.reason == "MERGE_UNSUPPORTED"
+
+
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from engine.model.merge import differences, merge
+base, adapter, target = map(Path, sys.argv[1:])
+target.mkdir()
+words = Path("/proc/self/status").read_text().split()
+taken = 1024 * int(words[words.index("VmData:") + 1])
+resource.setrlimit(resource.RLIMIT_DATA, (taken + 90 * 2**20,) * 2)
+merge(base, adapter, target)
+assert {difference for _, difference in differences(target, base, adapter)} == {0.0}
+"""
+
+
+def test_memory_for_one_file_is_enough(tmp_path: Path) -> None:
+    """Four files of 40 MiB under a limit of 90 MiB: an opened file counts as memory that a process may write to."""
+    base = make(tmp_path / "base", "llama")
+    adapter = trained(base, Lora(), tmp_path / "adapter")
+    weights: dict[str, Any] = {}
+    for file in sorted(base.glob("*.safetensors")):
+        weights |= load_file(file)
+        file.unlink()
+    places = {}
+    parts = [list(weights)[number::4] for number in range(4)]
+    for number, names in enumerate(parts):
+        name = f"model-{number + 1:05}-of-00004.safetensors"
+        large = {f"large.{number}.{part}": torch.full((1 << 18,), float(part)) for part in range(40)}
+        save_file({each: weights[each] for each in names} | large, base / name, {"format": "pt"})
+        places |= dict.fromkeys([*names, *large], name)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    command = [sys.executable, "-c", _LIMITED, base, adapter, tmp_path / "merged"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

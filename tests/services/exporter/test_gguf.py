@@ -151,7 +151,7 @@ def test_file_with_a_wrong_tensor_is_not_published(
     stand_in = corrupting("blk.1.attn_output.weight", tmp_path)
     monkeypatch.setattr(gguf_files, "converter", lambda: stand_in)
     if not fits:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=1000))
     sink = RecordingSink()
     with pytest.raises(JobError, match=r"model\.layers\.1\.self_attn\.o_proj\.weight") as error:
         export(gguf_input, tmp_path, sink)

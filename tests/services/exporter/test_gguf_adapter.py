@@ -230,7 +230,7 @@ def test_file_that_does_not_fit_into_memory_is_compared_by_tensors(
     given: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that nobody has run must not look like one that was."""
-    memory = SimpleNamespace(available=1000)
+    memory = SimpleNamespace(total=2**40, available=1000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     (form,) = export(given, tmp_path).forms
     assert form.not_run == "the model does not fit into free memory" and not form.HasField("comparison")

@@ -266,7 +266,7 @@ def test_model_with_a_wrong_tensor_is_not_published(
     name, sink = "model.layers.1.self_attn.o_proj.weight", RecordingSink()
     monkeypatch.setattr(merged_form, "merge", corrupting(name))
     if not fits:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=1000))
     with pytest.raises(JobError, match=name) as error:
         export(export_input, tmp_path, sink, config=resolved(export={"formats": ["merged", "adapter"]}))
     assert error.value.reason == "EXPORT_DIFFERS"
@@ -296,7 +296,7 @@ def test_model_that_does_not_fit_is_compared_by_tensors(
     export_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A package that nobody has run must not look like one that was."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=1000))
     sink = RecordingSink()
     result = export(export_input, tmp_path, sink, config=resolved(export={"formats": ["merged"]}))
     assert [event.reason for event in sink.said if isinstance(event, Warning)] == ["VERIFIED_WITHOUT_MODEL"]

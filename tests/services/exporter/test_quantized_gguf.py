@@ -128,7 +128,7 @@ def test_other_types_are_made_and_verified(
     export_input: ExportInput, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bound that a correct file exceeds would refuse what people need."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=1000))
     given = model_of(export_input, tmp_path, 256).model_copy(update={"libllama": library})
     types = ["f32", "q2_k", "q3_k_l", "q4_0", "q5_0", "q5_k_m"]
     result = export(given, tmp_path, export={"formats": ["gguf"], "gguf_types": types})
@@ -153,7 +153,7 @@ def test_file_with_a_wrong_row_is_not_published(
 
     monkeypatch.setattr(gguf_files, "_quantize", corrupt)
     if not fits:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=1000))
     given = model_of(export_input, tmp_path, 256).model_copy(update={"libllama": library})
     sink = RecordingSink()
     with pytest.raises(JobError, match=r"a row of blk\.1\.attn_output\.weight \(Q3_K\) differs") as error:
