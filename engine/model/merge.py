@@ -5,7 +5,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,8 +112,10 @@ def differences(
             found = _Stored.open(merged / file)
             with safe_open(base / file, "pt") as tensors:
                 blocks = partial(_blocks, merging.changes, tensors, made, dtype)
+                shapes = (merging.tensors[file][source].shape for source in made.values())
+                differing = threads.map(partial(_difference, blocks, found), shapes, made)
                 # As in `merge`: with another number of threads a product may round otherwise.
-                yield from zip(made, threads.map(partial(_difference, blocks, found), made), strict=True)
+                yield from zip(made, differing, strict=True)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -151,14 +153,17 @@ class _Stored:
         """Reads the header; a file that is missing has no tensors."""
         return cls(file, read_header(file).tensors if file.is_file() else {})
 
-    def read(self, name: str) -> torch.Tensor:
+    def beside(self, name: str, blocks: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields each block of rows of a tensor of that name and shape with the same rows in this file."""
         stored = self.tensors[name]
-        content = bytearray(_num_bytes(stored.dtype, list(stored.shape)))
+        dtype = _DTYPES[stored.dtype]
         with self.file.open("rb") as file:
             file.seek(stored.offset)
-            file.readinto(content)
-        dtype = _DTYPES[stored.dtype]
-        return torch.frombuffer(content, dtype=dtype).view(stored.shape) if content else torch.empty(stored.shape)
+            for block in blocks:
+                content = bytearray(block.numel() * dtype.itemsize)
+                file.readinto(content)
+                found = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+                yield block, found.view(block.shape)
 
 
 def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> _Merging:
@@ -181,19 +186,22 @@ def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> _
     return _Merging(changes, tensors, made, untied=head is not None)
 
 
-def _difference(blocks: Callable[[str], Iterator[torch.Tensor]], merged: _Stored, name: str) -> float:
-    """Returns the largest difference between the tensor of that name in `merged` and `blocks`."""
-    if name not in merged.tensors:
+def _difference(
+    blocks: Callable[[str], Iterator[torch.Tensor]], merged: _Stored, shape: tuple[int, ...], name: str
+) -> float:
+    """Returns the largest difference between the tensor of that name in `merged` and `blocks`, which make one of this
+    shape. One block is in memory at a time."""
+    if name not in merged.tensors or merged.tensors[name].shape != shape:
         return math.inf
-    made = [block.clone() for block in blocks(name)]
-    expected, found = torch.cat(made) if made[1:] else made[0], merged.read(name)
-    if found.shape != expected.shape:
-        return math.inf
-    if not expected.numel() or torch.equal(expected, found):
+    largest = 0.0
+    for block, found in merged.beside(name, blocks(name)):
+        if block.numel() and not torch.equal(block, found):
+            largest = max(largest, float((block.double() - found.double()).abs().nan_to_num(math.inf).max()))
+    if not largest:
         return 0.0
-    expected, found = expected.double(), found.double()
-    largest = float((expected - found).abs().max()) / (float(expected.abs().max()) or 1.0)
-    return largest if math.isfinite(largest) else math.inf
+    maximum = max(float(block.double().abs().max()) for block in blocks(name) if block.numel())
+    relative = largest / (maximum or 1.0)
+    return relative if math.isfinite(relative) else math.inf
 
 
 @contextmanager
