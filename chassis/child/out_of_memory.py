@@ -6,7 +6,7 @@ CUDA: Final = "CUDA_OUT_OF_MEMORY"
 HOST: Final = "HOST_OUT_OF_MEMORY"
 ADVICE: Final = (
     "Lower hyperparameters.per_device_train_batch_size (in an evaluation: "
-    "hyperparameters.per_device_eval_batch_size) or hyperparameters.max_length, or use a machine with more memory."
+    "hyperparameters.per_device_eval_batch_size) or hyperparameters.max_length, or ask the operator for more memory."
 )
 
 # By name: the message of another exception may quote data, and data may contain these words.
