@@ -433,7 +433,8 @@ def _hint(values: Mapping[str, Any]) -> str:
     lists = [name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         return f"if the rows are the array under {' or '.join(name[:40] for name in lists[:3])}, save that array alone"
-    return f"map the columns that form a row, for example with {mapping({'question': 'COLUMN', 'answer': 'COLUMN'})}"
+    row, text = mapping({"question": "COLUMN", "answer": "COLUMN"}), mapping({"text": "COLUMN"})
+    return f"map the columns that form a row, for example with {row}, or with {text} for running text"
 
 
 def _listed(columns: Mapping[str, Any]) -> str:

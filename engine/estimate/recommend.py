@@ -138,6 +138,8 @@ def _parallelism_reason(best: Plan, plans: Sequence[Plan], machine: Machine, con
     need = f"{own} takes up to {_gib(best.memory.upper_bytes)} of {_gib(machine.free_bytes)} free for each process"
     if best.memory.host_bytes:
         need += f", and up to {_gib(best.memory.host_upper_bytes)} of main memory"
+    if best.verdict != "comfortable":
+        need += ", with the changes that make it fit" if best.verdict == "tight" else ", with every change"
     before = plans[: plans.index(best)]
     return "; ".join([need, *(f"{p.setup.parallelism} {_unfit(p)}" for p in before)])
 

@@ -14,7 +14,7 @@ from engine.plan.batching import TrainingRows, resolve_batches
 from engine.plan.free_memory import FreeMemory
 from engine.plan.parallelism import first_way, resolve_parallelism
 from engine.plan.resolved import Resolved
-from engine.random_reference import RandomReference
+from engine.random_reference import RandomReference, has_random_weights
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
@@ -254,7 +254,9 @@ def _check_memory(resolved: Resolved, memory: FreeMemory) -> None:
         smaller += [option("hyperparameters.gradient_checkpointing", "true")] * (not hyper.gradient_checkpointing)
         # On a CPU each process has a share of the main memory.
         smaller += [f"resources.world_size below {config.world_size}"] * (config.world_size > 1 and not memory.on_gpu)
-        smaller += [f"{option('method', 'lora')} or {option('method', 'qlora')}"] if method == "full" else []
+        # Adapters learn little on random weights.
+        if method == "full" and not has_random_weights(config.base_model):
+            smaller += [f"{option('method', 'lora')} or {option('method', 'qlora')}"]
         smaller += [option("method", "qlora")] if method == "lora" else []
         message = f"The training does not fit: it {memory.compared(config)}."
         advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."

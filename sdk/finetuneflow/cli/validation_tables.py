@@ -36,7 +36,10 @@ def show_problems(console: Console, report: ValidationReport, elsewhere: Collect
         print_problem(console, severity, f"{place}{': ' if place else ''}{message} [{reason}]")
     left_out = len(report.problems) - len(listed)
     if report.num_problems - left_out > sum(len(rows) for _, rows in shown):
-        kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
+        totals: dict[str, int] = {}
+        for each in report.counts:
+            totals[each.reason] = totals.get(each.reason, 0) + each.count
+        kinds = ", ".join(f"{number:,} {reason}" for reason, number in totals.items())
         console.print(f"{count(report.num_problems, 'problem')} in total: {kinds}. --json lists up to 100 per kind.")
 
 
