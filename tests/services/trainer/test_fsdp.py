@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 from torch.testing import assert_close
 
-from chassis.child.child_process import Child
 from engine.config.job import Lora
 from engine.data.prepare import Prepared
 from engine.errors import JobError
@@ -22,7 +20,7 @@ from engine.inl.model import InlForCausalLM
 from engine.model.adapter import attach_lora, load_adapter
 from engine.model.generate import generate
 from engine.model.load import load_base
-from finetuneflow.v1.event_pb2 import Eval, Event, Log
+from finetuneflow.v1.event_pb2 import Eval, Log
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
 from services.trainer.worker.checkpoint import IncompleteCheckpoint
 from services.trainer.worker.fsdp import FsdpTrainer, check_sharded, follow, leading, loaded_in_turn, shard
@@ -30,7 +28,14 @@ from services.trainer.worker.methods import load_trained_weights
 from services.trainer.worker.ranks import Ranks, share_of
 from services.trainer.worker.recipe import train
 from tests.services.trainer.parts import Recorder
-from tests.services.trainer.test_ranks import COMMON, MakeInput, figures, ranks_of, run_ranks
+from tests.services.trainer.test_ranks import (
+    COMMON,
+    MakeInput,
+    assert_goes_on_exactly,
+    assert_pauses,
+    figures,
+    run_ranks,
+)
 from tests.services.trainer.test_zero import held_out_loss
 from tests.tiny_models import make_tiny_tokenizer
 
@@ -95,42 +100,15 @@ def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
 ) -> None:
     """Each process has a share of weights and states that no other one has."""
     case = COMMON | FSDP | {"method": method, "lora": {"lora_dropout": 0.1}, "save_steps": 2}
-    straight = run_ranks(make_input("straight", **case), tmp_path)
-
-    def kill(event: Event, child: Child) -> None:
-        if event.log.step == 5:
-            ranks_of(child)[rank].kill()
-
-    killed = run_ranks(make_input("killed", **case), tmp_path, kill)
-    newest = max(killed.checkpoints)
-    resumed = run_ranks(make_input("resumed", resume_from=killed.checkpoints[newest], **case), tmp_path)
-
-    assert killed.status == -signal.SIGKILL, killed.lines
-    assert not killed.of("stage_failed")
-    before = {log.step: (log.loss, log.grad_norm, log.learning_rate) for log in straight.of("log")}
-    for log in [*killed.of("log"), *resumed.of("log")]:
-        assert (log.loss, log.grad_norm, log.learning_rate) == before[log.step], log.step
-    assert {log.step for log in resumed.of("log")} == set(range(newest + 1, 9))
-    states = ["optimizer_0.pt", "optimizer_1.pt"]
     weights = "model.safetensors" if method == "full" else "adapter_model.safetensors"
-    for file in (weights, "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", *states):
-        assert (resumed.checkpoints[8] / file).read_bytes() == (straight.checkpoints[8] / file).read_bytes(), file
+    states = ["optimizer_0.pt", "optimizer_1.pt", "rng_state_0.pth", "rng_state_1.pth"]
+    assert_goes_on_exactly(make_input, tmp_path, case, rank, 5, [weights, "scheduler.pt", *states])
 
 
 @pytest.mark.long
 def test_a_pause_is_agreed_on(make_input: MakeInput, tmp_path: Path) -> None:
     """If only one process stopped, the others would wait for its share of the weights."""
-    case = COMMON | FSDP | {"total_steps": 5000, "eval_steps": 5000, "save_steps": 5000}
-
-    def pause(event: Event, child: Child) -> None:
-        if event.log.step == 3:
-            child.control("pause")
-
-    paused = run_ranks(make_input("paused", **case), tmp_path, pause)
-
-    assert paused.status == 0, paused.lines
-    assert [each.reason for each in paused.of("stage_released")] == ["PAUSED"]
-    assert max(paused.checkpoints) == max(log.step for log in paused.of("log")) < 5000
+    assert_pauses(make_input, tmp_path, COMMON | FSDP)
 
 
 @pytest.mark.long

@@ -147,15 +147,11 @@ def test_two_processes_train_like_one_with_twice_the_accumulation(
     assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("step", [3, 6])
-def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
-    make_input: MakeInput, tmp_path: Path, rank: int, step: int
+def assert_goes_on_exactly(
+    make_input: MakeInput, tmp_path: Path, case: dict[str, Any], rank: int, step: int, files: Sequence[str]
 ) -> None:
-    """A process that waited for a dead one would hold its device for ever, and one that went on alone would train
-    another model."""
-    case = COMMON | TWO | {"lora": {"lora_dropout": 0.1}, "save_steps": 2}
+    """Kills one of two processes after a step, resumes the training, and compares both with one that nobody killed;
+    `files` are those of the last checkpoint."""
     straight = run_ranks(make_input("straight", **case), tmp_path)
 
     def kill(event: Event, child: Child) -> None:
@@ -166,21 +162,20 @@ def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
     newest = max(killed.checkpoints)
     resumed = run_ranks(make_input("resumed", resume_from=killed.checkpoints[newest], **case), tmp_path)
 
-    assert killed.status == -signal.SIGKILL
+    assert killed.status == -signal.SIGKILL, killed.lines
     assert f"process {rank + 1} of 2 was ended by SIGKILL" in killed.lines
     assert not killed.of("stage_failed")
-    before = {log.step: log.loss for log in straight.of("log")}
+    before = {log.step: (log.loss, log.grad_norm, log.learning_rate) for log in straight.of("log")}
     for log in [*killed.of("log"), *resumed.of("log")]:
-        assert log.loss == before[log.step], log.step
+        assert (log.loss, log.grad_norm, log.learning_rate) == before[log.step], log.step
     assert {log.step for log in resumed.of("log")} == set(range(newest + 1, 9))
-    for file in ("adapter_model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"):
+    for file in files:
         assert (resumed.checkpoints[8] / file).read_bytes() == (straight.checkpoints[8] / file).read_bytes(), file
 
 
-@pytest.mark.long
-def test_a_pause_is_agreed_on(make_input: MakeInput, tmp_path: Path) -> None:
-    """If only one process stopped, the others would wait for it until they are killed, and the steps would be lost."""
-    case = COMMON | TWO | {"total_steps": 5000, "eval_steps": 5000, "save_steps": 5000}
+def assert_pauses(make_input: MakeInput, tmp_path: Path, case: dict[str, Any]) -> None:
+    """Asks the first process to pause, and checks that the training ends with a checkpoint of its last step."""
+    case = case | {"total_steps": 5000, "eval_steps": 5000, "save_steps": 5000}
 
     def pause(event: Event, child: Child) -> None:
         if event.log.step == 3:
@@ -191,6 +186,25 @@ def test_a_pause_is_agreed_on(make_input: MakeInput, tmp_path: Path) -> None:
     assert paused.status == 0, paused.lines
     assert [each.reason for each in paused.of("stage_released")] == ["PAUSED"]
     assert max(paused.checkpoints) == max(log.step for log in paused.of("log")) < 5000
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
+    make_input: MakeInput, tmp_path: Path, rank: int, step: int
+) -> None:
+    """A process that waited for a dead one would hold its device for ever, and one that went on alone would train
+    another model."""
+    case = COMMON | TWO | {"lora": {"lora_dropout": 0.1}, "save_steps": 2}
+    files = ("adapter_model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth")
+    assert_goes_on_exactly(make_input, tmp_path, case, rank, step, files)
+
+
+@pytest.mark.long
+def test_a_pause_is_agreed_on(make_input: MakeInput, tmp_path: Path) -> None:
+    """If only one process stopped, the others would wait for it until they are killed, and the steps would be lost."""
+    assert_pauses(make_input, tmp_path, COMMON | TWO)
 
 
 @pytest.mark.long

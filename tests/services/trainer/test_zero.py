@@ -1,7 +1,6 @@
 """Trainings by several processes with DeepSpeed's ZeRO stage 2, on the CPU."""
 
 import importlib.util
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from chassis.child.child_process import Child
 from engine.data.shards import read_shards
 from engine.data.spans import IGNORED
 from engine.model.adapter import load_adapter
 from engine.model.load import load_base
-from finetuneflow.v1.event_pb2 import Eval, Event, Log
+from finetuneflow.v1.event_pb2 import Eval, Log
 from services.trainer.worker.recipe import train
 from tests.services.trainer.parts import Recorder
-from tests.services.trainer.test_ranks import COMMON, figures, ranks_of, run_ranks
+from tests.services.trainer.test_ranks import COMMON, assert_goes_on_exactly, figures, run_ranks
 
 MakeInput = Callable[..., Any]
 
@@ -86,26 +84,9 @@ def test_a_killed_process_ends_the_training_and_the_next_one_goes_on_exactly(
 ) -> None:
     """Each process has a share of the optimizer's states that no other one has."""
     case = COMMON | two(parallelism) | {"method": method, "lora": {"lora_dropout": 0.1}, "save_steps": 2}
-    straight = run_ranks(make_input("straight", **case), tmp_path)
-
-    def kill(event: Event, child: Child) -> None:
-        if event.log.step == 5:
-            ranks_of(child)[rank].kill()
-
-    killed = run_ranks(make_input("killed", **case), tmp_path, kill)
-    newest = max(killed.checkpoints)
-    resumed = run_ranks(make_input("resumed", resume_from=killed.checkpoints[newest], **case), tmp_path)
-
-    assert killed.status == -signal.SIGKILL, killed.lines
-    assert not killed.of("stage_failed")
-    before = {log.step: (log.loss, log.grad_norm, log.learning_rate) for log in straight.of("log")}
-    for log in [*killed.of("log"), *resumed.of("log")]:
-        assert (log.loss, log.grad_norm, log.learning_rate) == before[log.step], log.step
-    assert {log.step for log in resumed.of("log")} == set(range(newest + 1, 9))
-    states = ["optimizer_0.pt", "optimizer_1.pt"]
     weights = "model.safetensors" if method == "full" else "adapter_model.safetensors"
-    for file in (weights, "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", *states):
-        assert (resumed.checkpoints[8] / file).read_bytes() == (straight.checkpoints[8] / file).read_bytes(), file
+    states = ["optimizer_0.pt", "optimizer_1.pt", "rng_state_0.pth", "rng_state_1.pth"]
+    assert_goes_on_exactly(make_input, tmp_path, case, rank, 5, [weights, "scheduler.pt", *states])
 
 
 def test_a_checkpoint_is_an_adapter_with_the_states_beside_it(
