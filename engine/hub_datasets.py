@@ -59,7 +59,7 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class _Repository:
-    """What the hub says of a dataset at one commit."""
+    """Listing of a dataset at one commit."""
 
     commit: str
     files: Mapping[str, tuple[int, str]]

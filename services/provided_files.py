@@ -28,7 +28,7 @@ class ProvidedFile:
     """A file that can be downloaded."""
 
     path: Path
-    """Where the child reads it, alone in its folder."""
+    """Path at which the child reads it; its folder has no other file."""
     size_bytes: int
     fetch: Callable[[], Coroutine[Any, Any, None]]
     """Downloads it; nothing is at `path` before it is complete."""

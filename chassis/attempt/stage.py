@@ -1,4 +1,4 @@
-"""What a service implements, so that its work items run as child processes."""
+"""Interfaces that a service implements to run its work items as child processes."""
 
 from __future__ import annotations
 
