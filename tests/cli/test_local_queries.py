@@ -252,7 +252,9 @@ def test_advice_about_columns_can_be_typed_and_written(tiny: Path, tmp_path: Pat
     refused = here(tiny, "validate", file, "-m", "tiny")
     assert refused.returncode == 2
     assert "fields mapping.question and mapping.answer of the dataset" in refused.stdout
-    question, answer = dict.fromkeys(re.findall(r"--map (\w+)=COLUMN", refused.stdout))
+    assert "field mapping.text of the dataset" in refused.stdout
+    question, answer, text = dict.fromkeys(re.findall(r"--map (\w+)=COLUMN", refused.stdout))
+    assert here(tiny, "validate", file, "-m", "tiny", "--map", f"{text}=reply").returncode == 0
     options = ["--map", f"{question}=prompt text", "--map", f"{answer}=reply"]
     assert here(tiny, "validate", file, "-m", "tiny", *options).returncode == 0
     job = tmp_path / "job.toml"
