@@ -438,4 +438,5 @@ def child_devices(gpus: int | None) -> dict[str, str]:
         return {}
     # With more visible GPUs than processes, the Trainer would spread every batch over all of them.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}
+    # By default CUDA numbers the fastest GPU 0; NVML, whose numbers the hardware has, numbers by bus.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}

@@ -21,6 +21,8 @@ _FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile", "asimd", "sve", "bf16",
 )  # fmt: skip
 _CGROUP = Path("/sys/fs/cgroup")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_NONE_VISIBLE = ("", "-1")
 
 
 def read_hardware(node_id: str, disk: Path) -> Hardware:
@@ -41,9 +43,9 @@ def read_hardware(node_id: str, disk: Path) -> Hardware:
         python_version=platform.python_version(),
     )
     _read_gpus(hardware)
-    # The version of a CPU build of torch contains "+cpu"; CUDA_VISIBLE_DEVICES may hide the GPUs.
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    # The version of a CPU build of torch contains "+cpu".
     torch = hardware.packages.get("torch", "")
+    hidden = os.environ.get(_VISIBLE) in _NONE_VISIBLE
     hardware.cuda_available = bool(hardware.gpus) and bool(torch) and "+cpu" not in torch and not hidden
     return hardware
 
@@ -152,8 +154,10 @@ def _read_gpus(hardware: Hardware) -> None:
         hardware.driver_version = pynvml.nvmlSystemGetDriverVersion()
         version = pynvml.nvmlSystemGetCudaDriverVersion()
         hardware.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            hardware.gpus.append(_gpu(index))
+        visible = os.environ.get(_VISIBLE)
+        if visible is None or visible in _NONE_VISIBLE:
+            visible = ",".join(map(str, range(pynvml.nvmlDeviceGetCount())))
+        hardware.gpus.extend(_gpu(name.strip()) for name in visible.split(",") if name.strip())
     except pynvml.NVMLError:
         # A GPU that does not answer cannot be used: the values read so far are valid.
         return
@@ -161,14 +165,16 @@ def _read_gpus(hardware: Hardware) -> None:
         pynvml.nvmlShutdown()
 
 
-def _gpu(index: int) -> Gpu:
+def _gpu(name: str) -> Gpu:
+    """Measures the GPU of an index or a UUID."""
     import pynvml
 
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    by_index = name.isdigit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     gpu = Gpu(
-        index=index,
+        index=pynvml.nvmlDeviceGetIndex(handle),
         name=pynvml.nvmlDeviceGetName(handle),
         memory_total_bytes=memory.total,
         memory_free_bytes=memory.free,

@@ -90,13 +90,10 @@ class Machine:
 def deciding_gpu(hardware: Hardware, world_size: int = 1) -> Gpu | None:
     """Returns the GPU that decides what a training can do, or None if none is usable.
 
-    One process has the GPU with the most free memory. Several have the first ones; they do equal parts, so the GPU with
-    the least free memory decides.
+    The processes have the first GPUs, and do equal parts, so the one with the least free memory decides.
     """
     if not _usable(hardware):
         return None
-    if world_size == 1:
-        return max(hardware.gpus, key=lambda gpu: gpu.memory_free_bytes)
     return min(hardware.gpus[:world_size], key=lambda gpu: gpu.memory_free_bytes)
 
 

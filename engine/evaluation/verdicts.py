@@ -16,22 +16,30 @@ _TEXT_PERPLEXITY: Final = 20
 _CODE_PERPLEXITY: Final = 10
 
 
-def gap_verdict(gap: float) -> str:
-    """Describes by how much the held-out loss is above the training loss, in nats per token."""
+def gap_verdict(gap: float, epochs: float) -> str:
+    """Describes by how much the held-out loss is above the training loss, in nats per token, after `epochs` passes over
+    the training rows (0: unknown)."""
     if gap < _SMALL_GAP:
         return f"no sign of overfitting: below {_SMALL_GAP:g}"
+    if 0 < epochs <= 1:
+        return (
+            f"{_SMALL_GAP:g} or more, but within the first epoch, where overfitting is rare: the rows held out may "
+            "differ from those that were trained"
+        )
     if gap <= _LARGE_GAP:
         return f"some overfitting: {_SMALL_GAP:g} to {_LARGE_GAP:.1f}"
     return f"overfitting: above {_LARGE_GAP:.1f}. Train for fewer epochs, or on more rows"
 
 
-def training_findings(final_train_loss: float, final_eval_loss: float | None, *, early_stopped: bool) -> Iterator[str]:
+def training_findings(
+    final_train_loss: float, final_eval_loss: float | None, *, epochs: float, early_stopped: bool
+) -> Iterator[str]:
     """Yields a sentence about the gap of the losses, the perplexity, and the end of a training."""
     if final_eval_loss is None:
         return
     gap = final_eval_loss - final_train_loss
     side = "above" if gap >= 0 else "below"
-    yield f"At the last step the held-out loss is {abs(gap):.4f} {side} the training loss ({gap_verdict(gap)})."
+    yield f"At the last step the held-out loss is {abs(gap):.4f} {side} the training loss ({gap_verdict(gap, epochs)})."
     reached = perplexity(final_eval_loss)
     if reached >= _CODE_PERPLEXITY:
         met = "meets that of text only" if reached < _TEXT_PERPLEXITY else "meets neither"

@@ -170,7 +170,11 @@ def _findings(assignment: Assignment) -> list[str]:
     if assignment.HasField("comparison") and about != assignment.fine_tuning_job_id:
         return []
     held_out = training.final_eval_loss if training.HasField("final_eval_loss") else None
-    return list(training_findings(training.final_train_loss, held_out, early_stopped=training.early_stopped))
+    return list(
+        training_findings(
+            training.final_train_loss, held_out, epochs=training.epochs, early_stopped=training.early_stopped
+        )
+    )
 
 
 def _tuned_side(name: str, model: ModelFiles, checkpoint: WholeCheckpoint, trained_with: JobConfig) -> Side:

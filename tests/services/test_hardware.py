@@ -1,12 +1,15 @@
-"""The memory that a process may take, where something limits it to less than the machine's."""
+"""The memory that a process may take, where something limits it to less than the machine's, and the GPUs it may use."""
 
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from engine.estimate.machine import deciding_gpu
 from services import hardware
+from services.attempt_inputs import child_devices
 
 MIB = 2**20
 _LIMITED = """
@@ -39,3 +42,56 @@ def test_a_limit_of_the_control_group_counts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
     monkeypatch.setattr(hardware, "_read_words", lambda path: own.get(path) or read(path))
     assert hardware.available_memory() == 30 * MIB
+
+
+_FREE = [40, 80, 20]
+"""Free memory of the GPUs, by index."""
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three GPUs, of which no machine that runs the tests has one."""
+    module = ModuleType("pynvml")
+    given: dict[str, object] = {
+        "NVMLError": RuntimeError,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "580",
+        "nvmlSystemGetCudaDriverVersion": lambda: 13000,
+        "nvmlDeviceGetCount": lambda: len(_FREE),
+        "nvmlDeviceGetHandleByIndex": int,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: int(uuid.removeprefix("GPU-")),
+        "nvmlDeviceGetIndex": int,
+        "nvmlDeviceGetMemoryInfo": lambda index: SimpleNamespace(total=80, free=_FREE[index]),
+        "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
+        "nvmlDeviceGetName": lambda _: "NVIDIA H100",
+        "nvmlDeviceGetTemperature": lambda *_: 40,
+        "NVML_TEMPERATURE_GPU": 0,
+        "nvmlDeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=0),
+    }
+    for name, value in given.items():
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(hardware, "_packages", lambda: {"torch": "2.13.0"})
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices", "one", "two"),
+    [(None, [0, 1, 2], 40, 40), ("1,2", [1, 2], 80, 20), ("GPU-2", [2], 20, 20), ("", [0, 1, 2], None, None)],
+)
+@pytest.mark.usefixtures("nvml")
+def test_the_gpus_of_a_plan_are_those_of_the_training(
+    visible: str | None, indices: list[int], one: int | None, two: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan for the memory of another GPU fails after hours of waiting: each of several trainers of a machine has its
+    own GPUs, and one process of a training has the first one."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = hardware.read_hardware("node", Path("/"))
+    assert [gpu.index for gpu in found.gpus] == indices
+    for processes, free in ((1, one), (2, two)):
+        gpu = deciding_gpu(found, processes)
+        assert (gpu and gpu.memory_free_bytes) == free
+    if visible:
+        assert child_devices(1)["CUDA_VISIBLE_DEVICES"] == visible.split(",")[0]

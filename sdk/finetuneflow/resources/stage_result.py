@@ -191,6 +191,8 @@ class TrainingResult(Resource):
     peak_gpu_memory_bytes: int | None
     """Peak memory that torch reserved on the GPU in the last attempt, in bytes; of several GPUs, that of the fullest.
     None on CPUs."""
+    epochs: float
+    """Passes over the training rows: 0.5 after half of them. 0 for trainings from before this field existed."""
 
 
 @dataclass(frozen=True, kw_only=True)

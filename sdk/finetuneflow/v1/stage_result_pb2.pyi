@@ -189,7 +189,7 @@ class LanguageCount(_message.Message):
     def __init__(self, role: _Optional[str] = ..., language: _Optional[str] = ..., num_texts: _Optional[int] = ...) -> None: ...
 
 class TrainingResult(_message.Message):
-    __slots__ = ("total_steps", "train_loss", "final_train_loss", "best_eval_loss", "best_step", "final_eval_loss", "train_runtime_seconds", "train_samples_per_second", "train_tokens_per_second", "early_stopped", "num_trainable_parameters", "peak_memory_bytes", "best_checkpoint_path", "best_checkpoint_manifest_sha256", "peak_gpu_memory_bytes")
+    __slots__ = ("total_steps", "train_loss", "final_train_loss", "best_eval_loss", "best_step", "final_eval_loss", "train_runtime_seconds", "train_samples_per_second", "train_tokens_per_second", "early_stopped", "num_trainable_parameters", "peak_memory_bytes", "best_checkpoint_path", "best_checkpoint_manifest_sha256", "peak_gpu_memory_bytes", "epochs")
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
     FINAL_TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,7 @@ class TrainingResult(_message.Message):
     BEST_CHECKPOINT_PATH_FIELD_NUMBER: _ClassVar[int]
     BEST_CHECKPOINT_MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
     PEAK_GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     total_steps: int
     train_loss: float
     final_train_loss: float
@@ -220,7 +221,8 @@ class TrainingResult(_message.Message):
     best_checkpoint_path: str
     best_checkpoint_manifest_sha256: str
     peak_gpu_memory_bytes: int
-    def __init__(self, total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., final_train_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., final_eval_loss: _Optional[float] = ..., train_runtime_seconds: _Optional[float] = ..., train_samples_per_second: _Optional[float] = ..., train_tokens_per_second: _Optional[float] = ..., early_stopped: bool = ..., num_trainable_parameters: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., best_checkpoint_path: _Optional[str] = ..., best_checkpoint_manifest_sha256: _Optional[str] = ..., peak_gpu_memory_bytes: _Optional[int] = ...) -> None: ...
+    epochs: float
+    def __init__(self, total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., final_train_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., final_eval_loss: _Optional[float] = ..., train_runtime_seconds: _Optional[float] = ..., train_samples_per_second: _Optional[float] = ..., train_tokens_per_second: _Optional[float] = ..., early_stopped: bool = ..., num_trainable_parameters: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., best_checkpoint_path: _Optional[str] = ..., best_checkpoint_manifest_sha256: _Optional[str] = ..., peak_gpu_memory_bytes: _Optional[int] = ..., epochs: _Optional[float] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
     __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples", "metrics", "gate", "num_answered", "rows_path", "rows_sha256", "rows_size_bytes", "precision", "weights", "quantized_loss", "classification", "num_reused", "findings", "questions", "regression", "rows_hash", "single_model", "shown_regression", "harness")

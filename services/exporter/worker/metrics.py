@@ -55,6 +55,7 @@ def metrics(child_input: ExportInput, forms: Sequence[Form] = ()) -> dict[str, A
         "best_step": training.best_step,
         "exported_step": child_input.packed_step,
         "total_steps": training.total_steps,
+        "epochs": training.epochs or None,
         "early_stopped": training.early_stopped,
         "train_runtime": training.train_runtime_seconds,
         "train_samples_per_second": training.train_samples_per_second,

@@ -194,7 +194,7 @@ def _gap(child_input: ExportInput) -> str:
     if is_worse(evaluation.tuned_loss, evaluation.base_loss):
         verdict = "it says nothing here: the tuned model is worse than its base model"
     else:
-        verdict = gap_verdict(gap)
+        verdict = gap_verdict(gap, child_input.training.epochs)
     return f"{gap:.4f} at the last step ({verdict})"
 
 

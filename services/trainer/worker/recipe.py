@@ -271,6 +271,7 @@ def _result(
     seconds = child_input.prior_runtime_seconds + attempt.seconds
     result = TrainingResult(
         total_steps=progress.step,
+        epochs=progress.epoch,
         train_loss=progress.loss_sum / max(progress.step, 1),
         final_train_loss=progress.logged_loss,
         best_step=progress.best_step or progress.step,
