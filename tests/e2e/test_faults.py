@@ -111,6 +111,7 @@ def test_running_training_can_be_cancelled(system: System, rows: Path) -> None:
     child.wait(10)
 
 
+@pytest.mark.long
 def test_hanging_child_fails_as_stalled(system: System, rows: Path) -> None:
     follower = start(system, rows, ENDLESS, max_attempts=1)
     follower.wait_for_log_events()

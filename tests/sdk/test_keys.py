@@ -188,7 +188,7 @@ class Watch:
         return self.failure
 
 
-@pytest.mark.parametrize("end", ["revoked", "disabled", "expired"])
+@pytest.mark.parametrize("end", ["revoked", "disabled", pytest.param("expired", marks=pytest.mark.long)])
 def test_watch_ends_with_its_key(real: AccessGateway, operator: Client, rows: Path, end: str) -> None:
     """A program of a former colleague must neither see more events nor call for ever."""
     tenant = f"watch-{end}"

@@ -18,7 +18,14 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long),
+    ],
+)
 def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
     """Otherwise a server and a training would keep running after a user ended the demo."""
     folder = tmp_path / "temporary"

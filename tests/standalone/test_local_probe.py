@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 
-@pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
+@pytest.mark.long
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_local_query_ends_with_the_command_that_started_it(end: signal.Signals, tmp_path: Path) -> None:
     """`timeout 120 ftf validate` left a process behind that continued to use processor and memory."""
     prices = tmp_path / "prices.toml"

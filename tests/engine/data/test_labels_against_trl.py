@@ -13,6 +13,8 @@ from engine.data.tokenizer import Tokenizer
 from engine.model.materialise import materialise, packaged_gguf
 from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 MARKED = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"

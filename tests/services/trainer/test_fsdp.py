@@ -41,8 +41,9 @@ from tests.tiny_models import make_tiny_tokenizer
 
 FSDP: dict[str, Any] = {"resources": {"world_size": 2, "parallelism": "fsdp"}}
 PLAIN: dict[str, Any] = {"lora_dropout": 0.0}
-LONG: list[dict[str, Any]] = [
+CASES: list[dict[str, Any]] = [
     {},
+    {"method": "full", "gradient_accumulation_steps": 2},
     {"method": "full", "gradient_checkpointing": True, "label_smoothing_factor": 0.1},
     {"method": "full", "precision": "bf16", "max_grad_norm": 0.0},
     {"method": "full", "optim": "adamw_torch_fused", "group_by_length": True},
@@ -55,14 +56,8 @@ LONG: list[dict[str, Any]] = [
 _IDS = torch.tensor([[5, 9, 11, 200, 7, 42, 13]])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        {"method": "full", "gradient_accumulation_steps": 2},
-        *(pytest.param(case, marks=pytest.mark.long) for case in LONG),
-    ],
-    ids=lambda case: "-".join(case) or "lora",
-)
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case) or "lora")
 def test_divided_weights_train_like_one_process(make_input: MakeInput, tmp_path: Path, case: dict[str, Any]) -> None:
     """Dividing the weights must save memory, and change nothing that is learned or reported."""
     case = COMMON | case
