@@ -37,6 +37,9 @@ _UNKNOWN_SPREAD: Final = 3.0
 # halving of the model size: operations per second change slowly with size.
 _SINGLE: Final = 0.15
 _PER_DOUBLING: Final = 0.08
+# Doublings of the model size beyond which an observation says less than the assumption about a machine: a model with
+# few weights spends its steps outside of matrix products.
+_FARTHEST: Final = 5.0
 # Increase if only another method was observed, which still gives the order of magnitude.
 _OTHER_METHOD: Final = 0.35
 # Increase if only other numbers of processes were observed.
@@ -116,7 +119,11 @@ class Calibration:
         Trainings with as many processes are preferred; others are scaled by `speedup`: the speed of a number of
         processes as a multiple of that of one.
         """
-        here = [o for o in self._observations if o.hardware == machine.name]
+        here = [
+            o
+            for o in self._observations
+            if o.hardware == machine.name and abs(math.log2(o.num_parameters / num_parameters)) <= _FARTHEST
+        ]
         if not here:
             return _prior(machine, method, flops, speedup)
         together = [o for o in here if o.world_size == machine.world_size]
@@ -261,7 +268,10 @@ def _prior(machine: Machine, method: Method, flops: float, speedup: Callable[[in
     spread = 1.0 if machine.known else _UNKNOWN_SPREAD
     speed = Interval(low / spread, likely, high * spread).scaled(machine.peak_flops / flops)
     peak = f"{machine.peak_flops / 1e12:.3g} TFLOP/s" + ("" if machine.known else ", assumed for an unlisted GPU")
-    basis = f"no training has been measured on {machine.name} yet; {likely:.0%} of its peak ({peak}) is assumed"
+    basis = (
+        f"no training of a model of about this size has been measured on {machine.name} yet; {likely:.0%} of its peak "
+        f"({peak}) is assumed"
+    )
     if machine.world_size > 1:
         devices = machine.world_size if machine.on_gpu else 1
         factor = speedup(machine.world_size)

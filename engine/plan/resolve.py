@@ -18,6 +18,9 @@ from engine.random_reference import RandomReference, has_random_weights
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
+_SHORT = 64
+"""Tokens of a sequence below which shorter ones save next to nothing."""
+
 
 def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> None:
     """Limits max_length to the model's context length; adds a warning if the caller set max_length (`asked`)."""
@@ -246,25 +249,37 @@ def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
 
 def _check_memory(resolved: Resolved, memory: FreeMemory) -> None:
     """Adds the refusal INSUFFICIENT_MEMORY if the training does not fit, or the warning MEMORY_TIGHT."""
-    config, hyper = resolved.config, resolved.config.hyperparameters
-    method = config.method
+    config = resolved.config
     if not memory.holds_at_all(config):
-        smaller = [f"hyperparameters.per_device_train_batch_size below {hyper.micro_batch}"] * (hyper.micro_batch > 1)
-        smaller += [f"hyperparameters.max_length below {hyper.max_length}"]
-        smaller += [option("hyperparameters.gradient_checkpointing", "true")] * (not hyper.gradient_checkpointing)
-        # On a CPU each process has a share of the main memory.
-        smaller += [f"resources.world_size below {config.world_size}"] * (config.world_size > 1 and not memory.on_gpu)
-        # Adapters learn little on random weights.
-        if method == "full" and not has_random_weights(config.base_model):
-            smaller += [f"{option('method', 'lora')} or {option('method', 'qlora')}"]
-        smaller += [option("method", "qlora")] if method == "lora" else []
         message = f"The training does not fit: it {memory.compared(config)}."
-        advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."
+        smaller = _ways_to_need_less(config, memory)
+        others = "a smaller base model, or a larger node."
+        advice = f"Try, in this order: {', '.join(smaller)}; or {others}" if smaller else f"Use {others}"
         resolved.refuse("INSUFFICIENT_MEMORY", "method", message, advice)
     elif not memory.holds(config):
         message = f"Memory is tight: the training {memory.compared(config)}."
         advice = "Lower hyperparameters.per_device_train_batch_size or hyperparameters.max_length if memory runs out."
         resolved.warn("MEMORY_TIGHT", message, advice, "hyperparameters.per_device_train_batch_size")
+
+
+def _ways_to_need_less(config: JobConfig, memory: FreeMemory) -> list[str]:
+    """Returns the settings that may make a training fit, the smallest change first."""
+    hyper, method, ways = config.hyperparameters, config.method, list[str]()
+    least = {"per_device_train_batch_size": 1, "max_length": _SHORT, "gradient_checkpointing": True}
+    if memory.holds_at_all(config, **least):
+        ways += [f"hyperparameters.per_device_train_batch_size below {hyper.micro_batch}"] * (hyper.micro_batch > 1)
+        ways += [f"hyperparameters.max_length below {hyper.max_length}"] * (hyper.max_length > _SHORT)
+        ways += [option("hyperparameters.gradient_checkpointing", "true")] * (not hyper.gradient_checkpointing)
+    # On a CPU each process has a share of the main memory.
+    ways += [f"resources.world_size below {config.world_size}"] * (config.world_size > 1 and not memory.on_gpu)
+    # Adapters learn little on random weights.
+    if method == "full" and not has_random_weights(config.base_model):
+        ways += [f"{option('method', 'lora')} or {option('method', 'qlora')}"]
+    elif method == "full" and config.world_size == 1 and hyper.optim not in ("adafactor", "sgd"):
+        # With it, a weight needs about 8 bytes, with AdamW 16.
+        ways += [option("hyperparameters.optim", "adafactor")] * memory.holds_at_all(config, optim="adafactor", **least)
+    ways += [option("method", "qlora")] if method == "lora" else []
+    return ways
 
 
 def check_disk(resolved: Resolved, disk: Disk) -> None:
@@ -275,7 +290,7 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
         parts += f", {_gib(disk.download_bytes)} of weights to download, or to convert if the model is built in"
     if disk.corpus_bytes:
         parts += f", {_gib(disk.corpus_bytes)} of files of the corpus at once"
-    if {"merged", "gguf", "gguf_adapter"} & {*resolved.config.export.formats}:
+    if disk.package_bytes:
         parts += f", the package with its {_gib(disk.package_bytes)} of weights several times while it is made"
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower {path} (now {limit})"] if disk.holds_artifacts and limit > 1 else []

@@ -34,14 +34,19 @@ def utf8_path(path: Path) -> Path:
 
 def files_of_folder(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     """Returns the files of rows in a folder and the folders in it, as (relative path, file), sorted by that path; and
-    the relative paths of the files that have no ending of rows. Leaves out names that start with a dot."""
+    the relative paths of files without an ending of rows, and of links to folders, which are not followed. Leaves out
+    names that start with a dot."""
     rows: list[tuple[str, Path]] = []
     others: list[str] = []
     for file in folder.rglob("*"):
         relative = file.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts) or not file.is_file():
+        if any(part.startswith(".") for part in relative.parts):
             continue
-        if _ROWS.search(file.name):
+        if file.is_symlink() and file.is_dir():
+            others.append(f"{relative.as_posix()}/ (a link)")
+        elif not file.is_file():
+            continue
+        elif _ROWS.search(file.name):
             rows.append((relative.as_posix(), file))
         else:
             others.append(relative.as_posix())

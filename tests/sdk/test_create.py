@@ -53,13 +53,17 @@ def test_each_file_of_a_folder_is_a_source_in_the_order_of_paths(
     assert last.dataset == "ds_1"
 
 
-@pytest.mark.parametrize(("names", "said"), [(["a.txt", "b/c.png"], "b/c.png"), ([], "no files of rows")])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["a.txt", "b/c.png"], "b/c.png"), (["a.txt", "other"], "other/ (a link)"), ([], "no files of rows")],
+)
 def test_folder_with_other_files_is_refused_before_any_upload(
     client: Client, gateway: FakeGateway, tmp_path: Path, names: list[str], said: str
 ) -> None:
     (tmp_path / "corpus" / "b").mkdir(parents=True)
     for name in names:
-        (tmp_path / "corpus" / name).write_text("text")
+        path = tmp_path / "corpus" / name
+        path.symlink_to(tmp_path) if name == "other" else path.write_text("text")
     with pytest.raises(InvalidArgument) as caught:
         client.jobs.create(base_model="m", training_data=str(tmp_path / "corpus"))
     assert said in dict(caught.value.violations)["spec.training_data[0].dataset"]

@@ -53,7 +53,7 @@ def upload(
         if json:
             print_json(dataset.proto)
         else:
-            here.console.print(f"{dataset.id}  {dataset.filename}  {size(dataset.size_bytes)}")
+            here.console.print(f"{dataset.id}  {shown or dataset.filename}  {size(dataset.size_bytes)}")
 
 
 def _files_of(path: Path) -> list[tuple[str, Path]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from finetuneflow.cli.session import count, duration, print_rows, size
+from finetuneflow.cli.session import count, duration, print_rows, size, speed
 from finetuneflow.resources.estimate import (
     Adjustment,
     DecisionCell,
@@ -139,7 +139,7 @@ _MOMENTS = {
 def _speed(estimate: ResourceEstimate) -> str:
     if estimate.tokens_per_second is None:
         return "unknown"
-    return f"about {estimate.tokens_per_second:,.0f} tokens/s: {estimate.speed_basis}"
+    return f"about {speed(estimate.tokens_per_second)}: {estimate.speed_basis}"
 
 
 def _cost(estimate: ResourceEstimate) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetuneflow.cli.session import duration, shortened, size
+from finetuneflow.cli.session import duration, shortened, size, speed
 from finetuneflow.resources.event import (
     CheckpointSaved,
     Complete,
@@ -23,9 +23,10 @@ from finetuneflow.resources.stage_result import InferenceSample
 
 def log_figures(log: Log) -> str:
     """Formats training metrics."""
+    mfu = f"  MFU {log.mfu:.1%}" if log.mfu is not None else ""
     return (
         f"loss {log.loss:.4f}  lr {log.learning_rate:.2e}  grad norm {log.grad_norm:.3g}  "
-        f"{log.tokens_per_second:.0f} tokens/s" + (f"  MFU {log.mfu:.1%}" if log.mfu is not None else "")
+        f"{speed(log.tokens_per_second)}{mfu}"
     )
 
 

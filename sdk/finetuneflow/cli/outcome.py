@@ -12,7 +12,7 @@ from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.config import toml_text
 from finetuneflow.cli.evaluation_rows import show_metrics
 from finetuneflow.cli.lines import restored_line
-from finetuneflow.cli.session import count, duration, print_rows, size
+from finetuneflow.cli.session import count, duration, print_rows, size, speed
 from finetuneflow.client import Client
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
@@ -243,9 +243,9 @@ def _needs(job: Job, training: TrainingResult) -> str:
         expected = f" (estimate {size(processes * estimate.memory_total_bytes)})" if estimate else ""
         of_all = f" in {processes} processes" if processes > 1 else ""
         parts.append(f"peak memory {size(peak)}{of_all}{expected}")
-    if speed := training.train_tokens_per_second:
-        expected = f" (estimate {estimate.tokens_per_second:,.0f})" if estimate and estimate.tokens_per_second else ""
-        parts.append(f"{speed:,.0f} tokens/s{expected}")
+    if measured := training.train_tokens_per_second:
+        expected = f" (estimate {speed(estimate.tokens_per_second)})" if estimate and estimate.tokens_per_second else ""
+        parts.append(f"{speed(measured)}{expected}")
     return ", ".join(parts)
 
 

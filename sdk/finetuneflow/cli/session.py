@@ -147,6 +147,12 @@ def size(num_bytes: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def speed(tokens_per_second: float) -> str:
+    """Formats a speed: whole numbers, below 10 two digits."""
+    number = f"{tokens_per_second:,.0f}" if tokens_per_second >= 10 else f"{tokens_per_second:.2g}"
+    return f"{number} tokens/s"
+
+
 def duration(seconds: float) -> str:
     """Formats seconds as 1:05, 2:01:05, or from two days on as 3 d 2:01:05."""
     minutes, second = divmod(max(0, round(seconds)), 60)

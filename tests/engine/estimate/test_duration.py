@@ -54,7 +54,7 @@ def test_unmeasured_hardware_gets_a_wide_range_and_a_note() -> None:
     found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000))
     assert found.seconds.low < found.seconds.likely < found.seconds.high
     assert found.speed.num_observations == 0
-    assert "no training has been measured" in found.speed.basis
+    assert "no training of a model of about this size has been measured" in found.speed.basis
     unlisted = estimate_duration(ARCHITECTURE, SETUP, gpu_machine("Some GPU", 80 * GIB), Work(1_000_000))
     assert unlisted.seconds.high / unlisted.seconds.low > found.seconds.high / found.seconds.low
 
@@ -82,6 +82,15 @@ def test_other_sizes_and_methods_are_inferred_with_a_wider_range() -> None:
     assert "another method" in other.speed.basis
     elsewhere = gpu_machine("NVIDIA L4", 24 * GIB)
     assert calibration.predict(elsewhere, "lora", 8_000_000_000, 1e10).num_observations == 0
+
+
+def test_a_trial_with_a_tiny_model_says_nothing_about_a_large_one() -> None:
+    """A model of 3 million parameters reaches a fiftieth of the peak: by that, a large one would take years."""
+    tiny = replace(observed(200_000), num_parameters=3_000_000, flops_per_token=2e7)
+    found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), Calibration([tiny])).speed
+    assert found == estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6)).speed
+    both = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), Calibration([tiny, observed(2000)])).speed
+    assert (both.num_observations, both.tokens_per_second.likely) == (1, pytest.approx(2000))
 
 
 def test_a_training_without_a_speed_is_ignored() -> None:

@@ -103,6 +103,18 @@ def test_job_that_cannot_fit_is_refused_with_advice() -> None:
         resolved(machine(gib=24), SEVEN_B, method="full")
     assert caught.value.reason == "INSUFFICIENT_MEMORY"
     assert "lora" in caught.value.advice
+    assert "max_length" not in caught.value.advice, "weights, gradients and states alone are too much"
+
+
+@pytest.mark.parametrize(("gib", "optimizer"), [(60, "adafactor"), (24, None)])
+def test_advice_for_random_weights_that_do_not_fit_is_an_optimizer(gib: int, optimizer: str | None) -> None:
+    """They have no adapters to advise, and shorter rows save nothing of what they need."""
+    with pytest.raises(JobError) as caught:
+        resolved(machine(gib=gib), SEVEN_B, base_model="random:org/name", method="full")
+    advice = caught.value.advice
+    assert ("hyperparameters.optim=adafactor" in advice) == (optimizer is not None)
+    assert "max_length" not in advice and "lora" not in advice
+    assert "a larger node" in advice
 
 
 def test_qlora_on_a_cpu_works_and_warns() -> None:

@@ -14,6 +14,10 @@ _STAGE_3_OFFLOAD = (
     "stage 3 is fsdp here, which keeps nothing in main memory; set resources.parallelism to fsdp, or to zero2_offload, "
     "which has the state of the optimizer there"
 )
+_OFF = (
+    "the precision is chosen by the hardware; DeepSpeed alone trains in fp32 if both are off: set "
+    "hyperparameters.precision to fp32 for that"
+)
 _OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "sgd": "sgd"}
 _SCHEDULERS = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 _FREE = frozenset(
@@ -106,7 +110,7 @@ def _fp16(given: Mapping[str, Any]) -> Outcome:
         )
     if enabled == "auto":
         raise NoCounterpart(_AUTO)
-    return Outcome(note="off here too")
+    return Outcome(note=_OFF)
 
 
 def _bf16(given: Mapping[str, Any]) -> Outcome:
@@ -114,7 +118,7 @@ def _bf16(given: Mapping[str, Any]) -> Outcome:
     if section.get("enabled") == "auto":
         raise NoCounterpart(_AUTO)
     if not is_true(section.get("enabled")):
-        return Outcome(note="the precision is chosen by the hardware", lost=lost)
+        return Outcome(note=_OFF, lost=lost)
     return Outcome({"hyperparameters.precision": "bf16"}, "the trained weights have 32 bits here", lost)
 
 
@@ -177,7 +181,7 @@ def _if_enabled(why: str, *names: str) -> list[Rule]:
         def convert(given: Mapping[str, Any]) -> Outcome:
             value = given[name]
             if value == {} or value is False or (isinstance(value, Mapping) and value.get("enabled") is False):
-                return Outcome(note="off here too")
+                return Outcome(note=_OFF)
             raise NoCounterpart(why)
 
         return convert
