@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from chassis.errors import NotFound
 from engine.estimate.machine import deciding_gpu
 from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.estimate_pb2 import ObservedSpeed
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.work_pb2 import Node
@@ -29,7 +30,7 @@ class PlanningTargets:
         Raises NotFound for an unknown node.
         """
         if not request.observed:
-            request.observed.extend(await self._speeds.latest())
+            request.observed.extend(await self.observed())
         pool, processes = request.spec.resources.pool or "default", num_processes(request.spec)
         if isinstance(request, api.PreflightFineTuningJobRequest):
             if not request.HasField("hardware") and not request.node_id:
@@ -47,6 +48,10 @@ class PlanningTargets:
         else:
             nodes = _trainers(nodes, pool)
         _set_hardware(request, _with_most_free_memory(map(hardware_of, nodes), processes))
+
+    async def observed(self) -> list[ObservedSpeed]:
+        """Returns the speeds of the latest trainings, newest first."""
+        return await self._speeds.latest()
 
     async def that_trains(self, pool: str, processes: int = 1) -> Hardware | None:
         """Returns the machine for which a job of the pool is planned: the trainer with the most memory once it is idle,

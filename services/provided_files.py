@@ -160,9 +160,11 @@ def check_room(streams: Sequence[Mapping[str, ProvidedFile]], max_bytes: int, re
     if needed <= max_bytes:
         return
     place, file = max(largest, key=lambda file: file[1].size_bytes)
+    several = f", as {readers} processes may read two files of each weight" if readers > 1 else ""
     message = (
         f"{place}: {file.path.name} has {file.size_bytes:,} bytes. The files of the corpus that are read at once have "
-        f"up to {needed:,} bytes; the limit on this machine is {max_bytes:,} bytes."
+        f"up to {needed:,} bytes{several}; the limit on this machine is {max_bytes:,} bytes."
     )
-    advice = f"Divide it into smaller files, or ask the operator to make room on the disk or to raise {setting}."
+    fewer = "train with one process, " if readers > 1 and needed <= 2 * max_bytes else ""
+    advice = f"Divide it into smaller files, {fewer}or ask the operator to make room on the disk or to raise {setting}."
     raise JobError("DATASET_TOO_LARGE", message, advice, [Violation(f"spec.{place}.dataset", message)])

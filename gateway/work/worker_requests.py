@@ -303,6 +303,7 @@ class WorkerRequests:
     async def _add_machine(self, assignment: Assignment) -> None:
         if assignment.stage != Stage.STAGE_PREFLIGHT:
             return
+        assignment.observed.extend(await self._machines.observed())
         try:
             hardware = await self._machines.that_trains(
                 assignment.spec.resources.pool or "default", num_processes(assignment.spec)

@@ -103,6 +103,7 @@ class PreflightStage:
             limits=self._settings.preflight_limits,
             node_id=self._settings.node_id,
             hardware=MessageToDict(hardware, preserving_proto_field_name=True),
+            observed=[MessageToDict(speed, preserving_proto_field_name=True) for speed in assignment.observed],
             prices=self._settings.prices,
             holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )

@@ -83,16 +83,8 @@ async def test_estimate_is_for_trainer_with_most_free_memory_unless_node_is_give
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_NOT_FOUND")
 
 
-async def test_duration_estimate_uses_measured_speed_of_earlier_jobs(
-    probe: ProbeServiceStub, database: Database
-) -> None:
-    """The first job is estimated from a data sheet, later ones from the measured speed."""
-    spec = FineTuningJobSpec(base_model="smollm2-135m", method=TRAINING_METHOD_LORA)
-    request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=100, longest_row=200)
-    before = (await probe.EstimateResources(request)).estimate
-    assert (before.num_observations, before.num_tokens) == (0, 300_000)
-    assert before.duration_low_seconds < before.duration_seconds < before.duration_high_seconds
-
+async def add_finished_job(database: Database) -> None:
+    """Adds a job that has trained 50,000 tokens/s on an H100."""
     config = job_config({"base_model": "smollm2-135m", "training_data": [{"dataset": "d"}], "method": "lora"})
     hyper = config.hyperparameters.model_copy(
         update={"precision": "bf16", "optim": "adamw_torch", "gradient_checkpointing": False}
@@ -114,6 +106,19 @@ async def test_duration_estimate_uses_measured_speed_of_earlier_jobs(
                 training=TrainingResult(train_tokens_per_second=50_000).SerializeToString(),
             )
         )  # fmt: skip
+
+
+async def test_duration_estimate_uses_measured_speed_of_earlier_jobs(
+    probe: ProbeServiceStub, database: Database
+) -> None:
+    """The first job is estimated from a data sheet, later ones from the measured speed."""
+    spec = FineTuningJobSpec(base_model="smollm2-135m", method=TRAINING_METHOD_LORA)
+    request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=100, longest_row=200)
+    before = (await probe.EstimateResources(request)).estimate
+    assert (before.num_observations, before.num_tokens) == (0, 300_000)
+    assert before.duration_low_seconds < before.duration_seconds < before.duration_high_seconds
+
+    await add_finished_job(database)
     after = (await probe.EstimateResources(request)).estimate
     assert after.num_observations == 1
     assert after.tokens_per_second == pytest.approx(50_000, rel=0.1)
@@ -207,4 +212,18 @@ async def test_job_is_planned_for_trainer_hardware(
     await bus.put_node(Node(id="pair", service="trainer", pool="default", hardware=pair))
     found = [await machines.that_trains("default", processes) for processes in (1, 2, 3)]
     assert [one and one.node_id for one in found] == ["large", "pair", "large"]
+    await bus.close()
+
+
+async def test_job_is_estimated_by_earlier_trainings(
+    nats_server: NatsServer, database: Database, ledger: Ledger, recorder: Recorder
+) -> None:
+    """As a dry run of the same job is: its report compares the speed with the estimate."""
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    await add_finished_job(database)
+    await create(ledger)
+    worker = Worker(WorkerRequests(ledger, PlanningTargets(Passthrough(bus), ObservedSpeeds(database))))
+    (speed,) = (await worker.claim(recorder.offered[-1])).assignment.observed
+    assert (speed.hardware, speed.tokens_per_second) == (H100.name, 50_000)
     await bus.close()

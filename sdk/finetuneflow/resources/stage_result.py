@@ -143,8 +143,7 @@ class PreflightResult(Resource):
     warnings: tuple[str, ...]
     """Warnings about rows and settings; each was also sent as a warning event."""
     estimate: ResourceEstimate | None
-    """Estimated needs of the training on that hardware. Its speed is assumed from the hardware; `probe.estimate` also
-    uses the speeds of earlier trainings."""
+    """Estimated needs of the training on that hardware. Its speed is based on earlier trainings there, if any."""
     shards_content_key: str
     """SHA-256 over everything that determines the token shards: files, tokenizer, template, mapping, weights, split,
     seed, lengths. In hexadecimal."""

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from finetuneflow.v1 import dataset_pb2 as finetuneflow_dot_v1_dot_dataset__pb2
+from finetuneflow.v1 import estimate_pb2 as finetuneflow_dot_v1_dot_estimate__pb2
 from finetuneflow.v1 import event_pb2 as finetuneflow_dot_v1_dot_event__pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
@@ -31,7 +32,7 @@ from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__r
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66inetuneflow/v1/work.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\x08WorkItem\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05stage\x18\x02 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"\xa0\x01\n\x0c\x43laimRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05stage\x18\x02 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08\x63laim_id\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x11\n\ttake_next\x18\x06 \x01(\x08\x12\x12\n\npublic_key\x18\x07 \x01(\x0c\"\xad\x01\n\rClaimResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.AssignmentH\x00\x12\x30\n\x07refused\x18\x02 \x01(\x0b\x32\x1d.finetuneflow.v1.ClaimRefusedH\x00\x12,\n\x07instead\x18\x03 \x01(\x0b\x32\x19.finetuneflow.v1.WorkItemH\x00\x42\t\n\x07outcome\"\x1e\n\x0c\x43laimRefused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xd3\x08\n\nAssignment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12%\n\x05stage\x18\x03 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08\x63laim_id\x18\x05 \x01(\t\x12\x30\n\x04spec\x18\x06 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x39\n\rresolved_spec\x18\x07 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12*\n\x08\x64\x61tasets\x18\x08 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x30\n\x0b\x63heckpoints\x18\t \x03(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\x12\x33\n\tpreflight\x18\n \x01(\x0b\x32 .finetuneflow.v1.PreflightResult\x12\x31\n\x08training\x18\x0b \x01(\x0b\x32\x1f.finetuneflow.v1.TrainingResult\x12\x35\n\nevaluation\x18\x0c \x01(\x0b\x32!.finetuneflow.v1.EvaluationResult\x12.\n\x07metrics\x18\r \x03(\x0b\x32\x1d.finetuneflow.v1.MetricSeries\x12\x1e\n\x16prior_training_seconds\x18\x0e \x01(\x01\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06shards\x18\x10 \x03(\x0b\x32\x1d.finetuneflow.v1.StoredShards\x12+\n\x08hardware\x18\x11 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x1a\n\x12\x66ine_tuning_job_id\x18\x12 \x01(\t\x12\x37\n\x0bmerged_spec\x18\x13 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x46\n\x0esealed_secrets\x18\x14 \x03(\x0b\x32..finetuneflow.v1.Assignment.SealedSecretsEntry\x12-\n\x05start\x18\x15 \x01(\x0b\x32\x1e.finetuneflow.v1.TrainingStart\x12\x31\n\x0cmeasurements\x18\x16 \x03(\x0b\x32\x1b.finetuneflow.v1.StoredFile\x12/\n\ncomparison\x18\x17 \x01(\x0b\x32\x1b.finetuneflow.v1.Comparison\x12.\n\x06judges\x18\x18 \x03(\x0b\x32\x1e.finetuneflow.v1.ComparedModel\x1a\x34\n\x12SealedSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x97\x01\n\nComparison\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.ComparedModel\x12/\n\x07\x61gainst\x18\x02 \x01(\x0b\x32\x1e.finetuneflow.v1.ComparedModel\x12)\n\x04\x64\x61ta\x18\x03 \x03(\x0b\x32\x1b.finetuneflow.v1.DataSource\"\xbe\x01\n\rComparedModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\nbase_model\x18\x02 \x01(\x0b\x32\".finetuneflow.v1.BaseModelIdentity\x12/\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\x12\x38\n\x0ctrained_with\x18\x04 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\"*\n\nStoredFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x97\x02\n\rTrainingStart\x12/\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x1b\n\x13\x62\x61se_weights_sha256\x18\x03 \x01(\t\x12.\n\x07lineage\x18\x04 \x03(\x0b\x32\x1d.finetuneflow.v1.AdapterStart\x12)\n\x07\x64\x61taset\x18\x05 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x32\n\x0ctrained_data\x18\x06 \x03(\x0b\x32\x1c.finetuneflow.v1.TrainedData\x12\x1b\n\x13\x62\x61se_tokenizer_path\x18\x07 \x01(\t\"J\n\x0cStoredShards\x12\x13\n\x0b\x63ontent_key\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\"J\n\x0cMetricSeries\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06points\x18\x02 \x03(\x0b\x32\x1c.finetuneflow.v1.MetricPoint\"K\n\x0bMetricPoint\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\x12\x10\n\x08sequence\x18\x04 \x01(\x03\"X\n\rReportRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x63laim_id\x18\x02 \x01(\t\x12\x15\n\rfirst_ordinal\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x03(\x0c\"f\n\x0eReportResponse\x12\x14\n\x0cnext_ordinal\x18\x01 \x01(\x03\x12-\n\tdirective\x18\x02 \x01(\x0e\x32\x1a.finetuneflow.v1.Directive\x12\x0f\n\x07message\x18\x03 \x01(\t\"2\n\x08\x45ventRun\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\"\xb5\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\"\n\x04runs\x18\x07 \x03(\x0b\x32\x14.finetuneflow.v1.Run\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwarm_models\x18\x0b \x03(\t\x12\x15\n\rharness_tasks\x18\x0c \x03(\t\x12\x12\n\ngguf_types\x18\r \x03(\t\"\x95\x01\n\x03Run\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05stage\x18\x02 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0espooled_events\x18\x05 \x01(\x03*x\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x11\n\rDIRECTIVE_RUN\x10\x01\x12\x13\n\x0f\x44IRECTIVE_PAUSE\x10\x02\x12\x14\n\x10\x44IRECTIVE_CANCEL\x10\x03\x12\x12\n\x0e\x44IRECTIVE_STOP\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66inetuneflow/v1/work.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\x08WorkItem\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05stage\x18\x02 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"\xa0\x01\n\x0c\x43laimRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05stage\x18\x02 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08\x63laim_id\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x11\n\ttake_next\x18\x06 \x01(\x08\x12\x12\n\npublic_key\x18\x07 \x01(\x0c\"\xad\x01\n\rClaimResponse\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.AssignmentH\x00\x12\x30\n\x07refused\x18\x02 \x01(\x0b\x32\x1d.finetuneflow.v1.ClaimRefusedH\x00\x12,\n\x07instead\x18\x03 \x01(\x0b\x32\x19.finetuneflow.v1.WorkItemH\x00\x42\t\n\x07outcome\"\x1e\n\x0c\x43laimRefused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x85\t\n\nAssignment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12%\n\x05stage\x18\x03 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08\x63laim_id\x18\x05 \x01(\t\x12\x30\n\x04spec\x18\x06 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x39\n\rresolved_spec\x18\x07 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12*\n\x08\x64\x61tasets\x18\x08 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x30\n\x0b\x63heckpoints\x18\t \x03(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\x12\x33\n\tpreflight\x18\n \x01(\x0b\x32 .finetuneflow.v1.PreflightResult\x12\x31\n\x08training\x18\x0b \x01(\x0b\x32\x1f.finetuneflow.v1.TrainingResult\x12\x35\n\nevaluation\x18\x0c \x01(\x0b\x32!.finetuneflow.v1.EvaluationResult\x12.\n\x07metrics\x18\r \x03(\x0b\x32\x1d.finetuneflow.v1.MetricSeries\x12\x1e\n\x16prior_training_seconds\x18\x0e \x01(\x01\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06shards\x18\x10 \x03(\x0b\x32\x1d.finetuneflow.v1.StoredShards\x12+\n\x08hardware\x18\x11 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x1a\n\x12\x66ine_tuning_job_id\x18\x12 \x01(\t\x12\x37\n\x0bmerged_spec\x18\x13 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x46\n\x0esealed_secrets\x18\x14 \x03(\x0b\x32..finetuneflow.v1.Assignment.SealedSecretsEntry\x12-\n\x05start\x18\x15 \x01(\x0b\x32\x1e.finetuneflow.v1.TrainingStart\x12\x31\n\x0cmeasurements\x18\x16 \x03(\x0b\x32\x1b.finetuneflow.v1.StoredFile\x12/\n\ncomparison\x18\x17 \x01(\x0b\x32\x1b.finetuneflow.v1.Comparison\x12.\n\x06judges\x18\x18 \x03(\x0b\x32\x1e.finetuneflow.v1.ComparedModel\x12\x30\n\x08observed\x18\x19 \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeed\x1a\x34\n\x12SealedSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x97\x01\n\nComparison\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.ComparedModel\x12/\n\x07\x61gainst\x18\x02 \x01(\x0b\x32\x1e.finetuneflow.v1.ComparedModel\x12)\n\x04\x64\x61ta\x18\x03 \x03(\x0b\x32\x1b.finetuneflow.v1.DataSource\"\xbe\x01\n\rComparedModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\nbase_model\x18\x02 \x01(\x0b\x32\".finetuneflow.v1.BaseModelIdentity\x12/\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\x12\x38\n\x0ctrained_with\x18\x04 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\"*\n\nStoredFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x97\x02\n\rTrainingStart\x12/\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x1b\n\x13\x62\x61se_weights_sha256\x18\x03 \x01(\t\x12.\n\x07lineage\x18\x04 \x03(\x0b\x32\x1d.finetuneflow.v1.AdapterStart\x12)\n\x07\x64\x61taset\x18\x05 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x32\n\x0ctrained_data\x18\x06 \x03(\x0b\x32\x1c.finetuneflow.v1.TrainedData\x12\x1b\n\x13\x62\x61se_tokenizer_path\x18\x07 \x01(\t\"J\n\x0cStoredShards\x12\x13\n\x0b\x63ontent_key\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\"J\n\x0cMetricSeries\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06points\x18\x02 \x03(\x0b\x32\x1c.finetuneflow.v1.MetricPoint\"K\n\x0bMetricPoint\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\x12\x10\n\x08sequence\x18\x04 \x01(\x03\"X\n\rReportRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x63laim_id\x18\x02 \x01(\t\x12\x15\n\rfirst_ordinal\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x03(\x0c\"f\n\x0eReportResponse\x12\x14\n\x0cnext_ordinal\x18\x01 \x01(\x03\x12-\n\tdirective\x18\x02 \x01(\x0e\x32\x1a.finetuneflow.v1.Directive\x12\x0f\n\x07message\x18\x03 \x01(\t\"2\n\x08\x45ventRun\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\"\xb5\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\"\n\x04runs\x18\x07 \x03(\x0b\x32\x14.finetuneflow.v1.Run\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwarm_models\x18\x0b \x03(\t\x12\x15\n\rharness_tasks\x18\x0c \x03(\t\x12\x12\n\ngguf_types\x18\r \x03(\t\"\x95\x01\n\x03Run\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05stage\x18\x02 \x01(\x0e\x32\x16.finetuneflow.v1.Stage\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0espooled_events\x18\x05 \x01(\x03*x\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x11\n\rDIRECTIVE_RUN\x10\x01\x12\x13\n\x0f\x44IRECTIVE_PAUSE\x10\x02\x12\x14\n\x10\x44IRECTIVE_CANCEL\x10\x03\x12\x12\n\x0e\x44IRECTIVE_STOP\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,42 +41,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ASSIGNMENT_SEALEDSECRETSENTRY']._loaded_options = None
   _globals['_ASSIGNMENT_SEALEDSECRETSENTRY']._serialized_options = b'8\001'
-  _globals['_DIRECTIVE']._serialized_start=3468
-  _globals['_DIRECTIVE']._serialized_end=3588
-  _globals['_WORKITEM']._serialized_start=291
-  _globals['_WORKITEM']._serialized_end=373
-  _globals['_CLAIMREQUEST']._serialized_start=376
-  _globals['_CLAIMREQUEST']._serialized_end=536
-  _globals['_CLAIMRESPONSE']._serialized_start=539
-  _globals['_CLAIMRESPONSE']._serialized_end=712
-  _globals['_CLAIMREFUSED']._serialized_start=714
-  _globals['_CLAIMREFUSED']._serialized_end=744
-  _globals['_ASSIGNMENT']._serialized_start=747
-  _globals['_ASSIGNMENT']._serialized_end=1854
-  _globals['_ASSIGNMENT_SEALEDSECRETSENTRY']._serialized_start=1802
-  _globals['_ASSIGNMENT_SEALEDSECRETSENTRY']._serialized_end=1854
-  _globals['_COMPARISON']._serialized_start=1857
-  _globals['_COMPARISON']._serialized_end=2008
-  _globals['_COMPAREDMODEL']._serialized_start=2011
-  _globals['_COMPAREDMODEL']._serialized_end=2201
-  _globals['_STOREDFILE']._serialized_start=2203
-  _globals['_STOREDFILE']._serialized_end=2245
-  _globals['_TRAININGSTART']._serialized_start=2248
-  _globals['_TRAININGSTART']._serialized_end=2527
-  _globals['_STOREDSHARDS']._serialized_start=2529
-  _globals['_STOREDSHARDS']._serialized_end=2603
-  _globals['_METRICSERIES']._serialized_start=2605
-  _globals['_METRICSERIES']._serialized_end=2679
-  _globals['_METRICPOINT']._serialized_start=2681
-  _globals['_METRICPOINT']._serialized_end=2756
-  _globals['_REPORTREQUEST']._serialized_start=2758
-  _globals['_REPORTREQUEST']._serialized_end=2846
-  _globals['_REPORTRESPONSE']._serialized_start=2848
-  _globals['_REPORTRESPONSE']._serialized_end=2950
-  _globals['_EVENTRUN']._serialized_start=2952
-  _globals['_EVENTRUN']._serialized_end=3002
-  _globals['_NODE']._serialized_start=3005
-  _globals['_NODE']._serialized_end=3314
-  _globals['_RUN']._serialized_start=3317
-  _globals['_RUN']._serialized_end=3466
+  _globals['_DIRECTIVE']._serialized_start=3550
+  _globals['_DIRECTIVE']._serialized_end=3670
+  _globals['_WORKITEM']._serialized_start=323
+  _globals['_WORKITEM']._serialized_end=405
+  _globals['_CLAIMREQUEST']._serialized_start=408
+  _globals['_CLAIMREQUEST']._serialized_end=568
+  _globals['_CLAIMRESPONSE']._serialized_start=571
+  _globals['_CLAIMRESPONSE']._serialized_end=744
+  _globals['_CLAIMREFUSED']._serialized_start=746
+  _globals['_CLAIMREFUSED']._serialized_end=776
+  _globals['_ASSIGNMENT']._serialized_start=779
+  _globals['_ASSIGNMENT']._serialized_end=1936
+  _globals['_ASSIGNMENT_SEALEDSECRETSENTRY']._serialized_start=1884
+  _globals['_ASSIGNMENT_SEALEDSECRETSENTRY']._serialized_end=1936
+  _globals['_COMPARISON']._serialized_start=1939
+  _globals['_COMPARISON']._serialized_end=2090
+  _globals['_COMPAREDMODEL']._serialized_start=2093
+  _globals['_COMPAREDMODEL']._serialized_end=2283
+  _globals['_STOREDFILE']._serialized_start=2285
+  _globals['_STOREDFILE']._serialized_end=2327
+  _globals['_TRAININGSTART']._serialized_start=2330
+  _globals['_TRAININGSTART']._serialized_end=2609
+  _globals['_STOREDSHARDS']._serialized_start=2611
+  _globals['_STOREDSHARDS']._serialized_end=2685
+  _globals['_METRICSERIES']._serialized_start=2687
+  _globals['_METRICSERIES']._serialized_end=2761
+  _globals['_METRICPOINT']._serialized_start=2763
+  _globals['_METRICPOINT']._serialized_end=2838
+  _globals['_REPORTREQUEST']._serialized_start=2840
+  _globals['_REPORTREQUEST']._serialized_end=2928
+  _globals['_REPORTRESPONSE']._serialized_start=2930
+  _globals['_REPORTRESPONSE']._serialized_end=3032
+  _globals['_EVENTRUN']._serialized_start=3034
+  _globals['_EVENTRUN']._serialized_end=3084
+  _globals['_NODE']._serialized_start=3087
+  _globals['_NODE']._serialized_end=3396
+  _globals['_RUN']._serialized_start=3399
+  _globals['_RUN']._serialized_end=3548
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,8 @@ class PreflightInput(ChildInput):
     node_id: str = ""
     hardware: dict[str, Any] | None = None
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""
+    observed: list[dict[str, Any]] = Field(default=[])
+    """`finetuneflow.v1.ObservedSpeed` as proto JSON."""
     prices: Path | None = None
     """The operator's price table; None for the built-in one."""
     holds_artifacts: bool = True

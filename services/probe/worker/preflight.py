@@ -23,6 +23,7 @@ from engine.data.split import Progress
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
+from engine.estimate.estimate_proto import calibration
 from engine.evaluation.sets import check_sets, missing_values
 from engine.file_hash import sha256_of
 from engine.model_folder import has_weights
@@ -34,6 +35,7 @@ from engine.plan.resolved import Resolved
 from engine.plan.trained_tokenizer import note_tokenizer, with_trained_tokenizer
 from engine.plan.uploaded_adapter import take_uploaded_adapter
 from engine.random_reference import CORPUS_TOKENIZER, RandomReference
+from finetuneflow.v1.estimate_pb2 import ObservedSpeed
 from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.child_input import ModelFiles
@@ -97,7 +99,8 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
-    target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
+    speeds = calibration(json_format.ParseDict(speed, ObservedSpeed()) for speed in child_input.observed)
+    target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices, speeds)
     missing = 0 if has_weights(model.path) else 4 * architecture.num_parameters
     assessment = resolve_and_assess(resolved, model.local(), architecture, target, prepared, missing_bytes=missing)
     check_conversion(resolved, model.path, child_input.out_dir, phases.check)

@@ -6,7 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def make_input(tmp_path: Path) -> MakeInput:
     save_file(weights, str(folder / "model.safetensors"))
     model = Catalogue(tmp_path / "home", {"tiny": folder}).fetch("tiny")
 
-    def make(rows: list[Any], **spec: Any) -> Path:
+    def make(rows: list[Any], observed: Sequence[Mapping[str, Any]] = (), **spec: Any) -> Path:
         data = tmp_path / "data.jsonl"
         data.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
         path = tmp_path / "input.json"
@@ -75,6 +75,7 @@ def make_input(tmp_path: Path) -> MakeInput:
                     "sources": {"ds_1": str(data)},
                     "out_dir": str(tmp_path / "out"),
                     "node_id": "node-1",
+                    "observed": observed,
                 }
             )
         )
@@ -84,6 +85,21 @@ def make_input(tmp_path: Path) -> MakeInput:
 
 
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(60)]
+
+
+def test_a_job_is_estimated_by_the_trainings_before_it(make_input: MakeInput) -> None:
+    """A dry run says 5 minutes because such a training took 5; the job itself must not say 15 seconds."""
+    assumed = preflight(Recorder(), make_input(ROWS, method="lora")).preflight.estimate
+    measured = {
+        "hardware": assumed.hardware,
+        "method": "TRAINING_METHOD_LORA",
+        "num_parameters": 64,
+        "flops_per_token": 1e6,
+        "tokens_per_second": 1000,
+    }
+    known = preflight(Recorder(), make_input(ROWS, [measured], method="lora")).preflight.estimate
+    assert (assumed.num_observations, known.num_observations) == (0, 1)
+    assert "measured in 1 earlier training" in known.speed_basis
 
 
 def test_valid_job_is_resolved_counted_and_tokenised(make_input: MakeInput, tmp_path: Path) -> None:
