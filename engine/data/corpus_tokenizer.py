@@ -41,7 +41,9 @@ class TrainedTokenizer:
     num_bytes: int
     """Bytes of the text that it was trained on."""
     total_bytes: int
-    """Bytes of the text of all training rows; 0 if it was trained by another job."""
+    """Bytes of the text of all training rows; 0 if it was trained by another job, or not trained."""
+    is_trained: bool = True
+    """False if it has the bytes only, because rows have errors for which the job will be refused."""
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -79,7 +81,7 @@ def train_tokenizer(
     with Crew(config, folder, tokenizer, 0, limits) as crew:
         split = Split(config, crew, sources, report, advance, BLOCK_SIZE, begun)
         if report.num_errors:
-            return TrainedTokenizer(folder / "tokenizer.json", MIN_VOCAB_SIZE, 0, 0)
+            return TrainedTokenizer(folder / "tokenizer.json", MIN_VOCAB_SIZE, 0, 0, is_trained=False)
         drawn = _Drawn(max_bytes)
         for digest, example in split.trained_examples():
             if example.is_tokenized:

@@ -94,8 +94,8 @@ class Speed:
 class Calibration:
     """Observed speeds, and predictions from them for other trainings on the same hardware.
 
-    Operations per second carry over from one training to another, so they are averaged; models of similar size weigh
-    more.
+    Operations per second carry over from one training to another, so they are averaged, each with the inverse of its
+    variance: models of similar size weigh more.
     """
 
     def __init__(self, observations: Iterable[Observation] = ()) -> None:
@@ -131,7 +131,7 @@ class Calibration:
         same = [o for o in here if o.method == method]
         chosen = same or here
         distances = [abs(math.log2(o.num_parameters / num_parameters)) for o in chosen]
-        weights = [1 / (1 + distance) for distance in distances]
+        weights = [(_SINGLE + _PER_DOUBLING * distance) ** -2 for distance in distances]
         scales = [speedup(machine.world_size) / speedup(o.world_size) for o in chosen]
         logs = [
             math.log(o.tokens_per_second * o.flops_per_token * scale) for o, scale in zip(chosen, scales, strict=True)

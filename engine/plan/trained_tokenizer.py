@@ -21,7 +21,9 @@ def with_trained_tokenizer(model: LocalModel, tokenizer: Path, folder: Path) -> 
 
 
 def note_tokenizer(resolved: Resolved, trained: TrainedTokenizer) -> None:
-    """Records the size of the tokenizer, and on how much text it was trained."""
+    """Records the size of the tokenizer, and on how much text it was trained, if it was."""
+    if not trained.is_trained:
+        return
     asked = asked_tokens(resolved.config)
     text = "it is that of the same rows in an earlier job"
     if trained.total_bytes:

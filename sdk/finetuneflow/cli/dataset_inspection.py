@@ -143,6 +143,8 @@ def _preview(
 def _uploaded(here: Session, data: str, *, json: bool) -> str:
     """Returns the dataset's id or hub reference; uploads a file."""
     if not Path(data).is_file():
+        if Path(data).is_dir():
+            raise typer.BadParameter(f"{data} is a folder; name one of its files.", param_hint="DATA")
         if not is_dataset_id(data):
             raise typer.BadParameter(
                 f"No such file: {data} (a dataset id starts with ds_, a hub dataset with hf://).", param_hint="DATA"
