@@ -34,7 +34,7 @@ class HubReference:
         if match is None or above or len(text) > _MAX_CHARACTERS:
             raise ValueError(
                 "a dataset on the hub is written as hf://owner/name or hf://owner/name@revision, optionally followed "
-                f"by /path/of/file, in at most {_MAX_CHARACTERS:,} characters"
+                f"by /path/of/file or /folder, without a slash at the end, in at most {_MAX_CHARACTERS:,} characters"
             )
         return cls(match["id"], match["revision"] or "", match["path"] or "")
 

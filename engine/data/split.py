@@ -198,7 +198,10 @@ class Split:
         return [part.estimated_tokens() for group in self._training for part in group.parts]
 
     def warn_about_long_rows(self) -> None:
-        """Warns about rows that are far longer than the median. Call it when `tokenised` is exhausted."""
+        """Warns about rows that are far longer than the median, but not about a corpus, which is cut into sequences
+        anyway. Call it when `tokenised` is exhausted."""
+        if self._config.hyperparameters.streaming:
+            return
         median = self.train.percentiles().get(50, 0)
         for length, place, row in sorted(self._longest, reverse=True):
             if length > max(_OUTLIER * median, LONG):

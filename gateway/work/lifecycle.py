@@ -15,7 +15,10 @@ TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANC
 # States in which a READY attempt may be claimed.
 RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
 _AFTER_TRAINING = frozenset({"STAGE_EVALUATION", "STAGE_EXPORT"})
-_MAX_BACKOFF_SECONDS = 60
+_MAX_BACKOFF_SECONDS = 60.0
+_OUTAGES = frozenset({"HUB_UNREACHABLE", "DISK_FULL", "STORE_FULL", "UPLOAD_FAILED"})
+"""Reasons that another worker would meet as well, for as long as an outage lasts or until somebody makes room."""
+_OUTAGE_BACKOFF_SECONDS = 30.0
 POISON = "POISON"
 """The reason of work that was given up after it lost its workers."""
 _OUT_OF_MEMORY = frozenset({"CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY"})
@@ -202,13 +205,18 @@ def _after_failure(decision: Decision, failure: StageFailed, *, counted: bool) -
     elif counted and (work.failed_attempts >= work.max_attempts or _lacks_memory(work, failure)):
         _give_up(decision, failure)
     else:
-        # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
-        delay = (
-            min(2.0 ** (work.failed_attempts - 1), _MAX_BACKOFF_SECONDS) if counted and work.failed_attempts > 1 else 0
-        )
+        delay = _backoff(work.failed_attempts, failure.reason) if counted else 0.0
         open_attempt(
             decision, work.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
         )
+
+
+def _backoff(failures: int, reason: str) -> float:
+    """Returns the seconds before the next attempt after so many failures: 30, 60, 60 … after an outage, else 0, 2, 4, 8
+    … up to 60, because most first failures are a killed process."""
+    if reason in _OUTAGES:
+        return min(_OUTAGE_BACKOFF_SECONDS * failures, _MAX_BACKOFF_SECONDS)
+    return min(2.0 ** (failures - 1), _MAX_BACKOFF_SECONDS) if failures > 1 else 0.0
 
 
 def _give_up(decision: Decision, failure: StageFailed) -> None:

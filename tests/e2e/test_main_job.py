@@ -126,7 +126,7 @@ def test_invalid_rows_fail_the_job_with_row_and_reason(client: Client, tmp_path:
 
 
 def test_an_unreachable_model_fails_with_advice(client: Client, rows: Path) -> None:
-    job = client.jobs.create(base_model="nobody/nothing", training_data=str(rows))
+    job = client.jobs.create(base_model="nobody/nothing", training_data=str(rows), max_attempts=1)
     for _ in client.jobs.watch(job.id):
         pass
     job = client.jobs.get(job.id)

@@ -177,6 +177,17 @@ async def test_failure_after_the_training_says_how_the_trained_model_is_exported
     assert f"`ftf export {job_id} --format adapter --format merged`" in job.advice
 
 
+async def test_outage_of_a_minute_does_not_end_a_job(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
+    """Three attempts within two seconds would all meet it."""
+    job_id = await create(ledger, max_attempts=3)
+    worker = await claim_latest_attempt(acceptance, recorder, "a")
+    await worker.fail("HUB_UNREACHABLE", "FAULT_SYSTEM_ERROR")
+    attempt = (await attempts_of(ledger, job_id))[-1]
+    assert attempt.not_before - attempt.create_time == pytest.approx(30e6, abs=1e6)
+
+
 async def test_job_that_kills_every_worker_fails_as_poison(
     ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:

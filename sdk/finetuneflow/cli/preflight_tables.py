@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
 
 from finetuneflow.cli.advice import as_typed
-from finetuneflow.cli.console import visible_cell
+from finetuneflow.cli.console import error_console, visible_cell
 from finetuneflow.cli.estimate_tables import print_estimate
 from finetuneflow.cli.exits import USAGE
-from finetuneflow.cli.session import print_json, print_rows
+from finetuneflow.cli.session import print_json, print_rows, size
 from finetuneflow.cli.validation_tables import figures, print_problem, show_problems
 from finetuneflow.resources.preflight import Finding, Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
 from finetuneflow.setting_names import Translation
 
+_CHECKING = "Checking the job: its rows are read and tokenized ..."
 _VERDICTS = {
     Verdict.OK: "The job would run.",
     Verdict.WARNINGS: "The job would run, with warnings.",
     Verdict.REFUSED: "The job would be refused.",
 }
+
+
+@contextmanager
+def checking() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows on a terminal that a job is checked, until the block ends. What it yields is called with the name of a file
+    that is uploaded, the bytes sent and all of them."""
+    with error_console().status(_CHECKING) as status:
+
+        def uploading(name: str, done: int, total: int) -> None:
+            text = f"Uploading {visible_cell(name)}: {size(done)} of {size(total)}"
+            status.update(text if done < total else _CHECKING)
+
+        yield uploading
 
 
 def show_preflight(console: Console, found: Preflight, translations: Sequence[Translation] = (), *, json: bool) -> None:

@@ -14,7 +14,7 @@ from finetuneflow.cli.console import error_console, visible_cell
 from finetuneflow.cli.data_options import Format, Map, MaxSamples, MaxTokens, Template, source_settings, sources
 from finetuneflow.cli.download import make_folder, print_downloaded
 from finetuneflow.cli.following import follow_or_detach
-from finetuneflow.cli.preflight_tables import show_preflight
+from finetuneflow.cli.preflight_tables import checking, show_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, print_json, session, size
 from finetuneflow.setting_names import JOB_RULES, OUTPUT, Translated, translate
@@ -79,10 +79,9 @@ def train(
     out = out or _output_folder(translated)
     if out and not dry_run:
         make_folder(out)
-    progress = None if json or not here.console.is_terminal else _Uploads()
     if dry_run:
-        with every_refusal(values, here.client.probe.ask_estimate):
-            found = here.client.jobs.preflight(spec=values, on_upload=progress)
+        with every_refusal(values, here.client.probe.ask_estimate), checking() as uploading:
+            found = here.client.jobs.preflight(spec=values, on_upload=uploading)
         if not json:
             here.console.print(f"{toml_text(found.resolved_spec)}\n")
         show_preflight(here.console, found, translated.changed, json=json)
@@ -90,6 +89,7 @@ def train(
     if not json:
         for translation in translated.changed:
             error_console().print(str(translation), style="dim")
+    progress = None if json or not here.console.is_terminal else _Uploads()
     with every_refusal(values, here.client.probe.ask_estimate):
         job = here.client.jobs.create(spec=values, on_upload=progress)
     if detach:

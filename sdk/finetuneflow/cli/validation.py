@@ -26,7 +26,7 @@ from finetuneflow.cli.data_options import (
     source_settings,
     sources,
 )
-from finetuneflow.cli.preflight_tables import show_preflight
+from finetuneflow.cli.preflight_tables import checking, show_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, Session, session
 from finetuneflow.cli.text_files import read_text
@@ -76,7 +76,9 @@ def validate(
         values, here.client.probe.ask_estimate if here.local_probe is None else here.local_probe.estimate
     ):
         draft = draft_spec(values)
-    show_preflight(here.console, _preflight(here, values, draft, node), draft.translations, json=json)
+    with checking():
+        found = _preflight(here, values, draft, node)
+    show_preflight(here.console, found, draft.translations, json=json)
 
 
 def _preflight(here: Session, values: dict[str, Any], draft: SpecDraft, node: str) -> Preflight:
