@@ -89,15 +89,17 @@ def _trainers(nodes: Iterable[Node], pool: str) -> list[Node]:
 
 
 def _when_idle(node: Node) -> Hardware:
-    """Returns the node's hardware as if it were idle.
+    """Returns the node's hardware as if it were idle: what its own attempts occupy is free.
 
-    Memory of its own runs cannot be told from that of other programs: if it runs anything, all memory counts as free.
+    Where that cannot be told, all memory of a GPU on which it runs something counts as free.
     """
     hardware = hardware_of(node)
-    if node.runs:
-        hardware.memory_available_bytes = hardware.memory_total_bytes
-        for gpu in hardware.gpus:
-            gpu.memory_free_bytes = gpu.memory_total_bytes
+    available = hardware.memory_available_bytes + hardware.memory_own_bytes
+    hardware.memory_available_bytes = min(available, hardware.memory_total_bytes)
+    for gpu in hardware.gpus:
+        free = gpu.memory_free_bytes + gpu.memory_own_bytes
+        unknown = bool(node.runs) and not gpu.memory_own_bytes
+        gpu.memory_free_bytes = gpu.memory_total_bytes if unknown else min(free, gpu.memory_total_bytes)
     return hardware
 
 

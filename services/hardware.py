@@ -3,11 +3,13 @@
 Serving processes read it too, so it must cost milliseconds and a few megabytes only.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import resource
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,7 @@ _NONE_VISIBLE = ("", "-1")
 def read_hardware(node_id: str, disk: Path) -> Hardware:
     """Measures this machine; `disk` is the folder for checkpoints. Values that cannot be read stay unset."""
     cpu = _cpu_info()
+    own = _children()
     total, available = _memory()
     hardware = Hardware(
         node_id=node_id,
@@ -36,18 +39,28 @@ def read_hardware(node_id: str, disk: Path) -> Hardware:
         cpu_features=[name for name in _FEATURES if name in cpu.get("flags", cpu.get("Features", "")).split()],
         memory_total_bytes=total,
         memory_available_bytes=available,
+        memory_own_bytes=sum(own.values()),
         disk_free_bytes=shutil.disk_usage(_existing_parent(disk)).free,
         has_nvidia_smi=shutil.which("nvidia-smi") is not None,
         packages=_packages(),
         platform=platform.platform(),
         python_version=platform.python_version(),
     )
-    _read_gpus(hardware)
+    _read_gpus(hardware, own)
     # The version of a CPU build of torch contains "+cpu".
     torch = hardware.packages.get("torch", "")
     hidden = os.environ.get(_VISIBLE) in _NONE_VISIBLE
     hardware.cuda_available = bool(hardware.gpus) and bool(torch) and "+cpu" not in torch and not hidden
     return hardware
+
+
+def _children() -> dict[int, int]:
+    """Returns the resident bytes of the processes that this one and its children have started, by process id."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[child.pid] = int(child.memory_info().rss)
+    return found
 
 
 def _existing_parent(folder: Path) -> Path:
@@ -141,7 +154,7 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def _read_gpus(hardware: Hardware) -> None:
+def _read_gpus(hardware: Hardware, own: Collection[int]) -> None:
     try:
         import pynvml
     except ImportError:
@@ -157,7 +170,7 @@ def _read_gpus(hardware: Hardware) -> None:
         visible = os.environ.get(_VISIBLE)
         if visible is None or visible in _NONE_VISIBLE:
             visible = ",".join(map(str, range(pynvml.nvmlDeviceGetCount())))
-        hardware.gpus.extend(_gpu(name.strip()) for name in visible.split(",") if name.strip())
+        hardware.gpus.extend(_gpu(name.strip(), own) for name in visible.split(",") if name.strip())
     except pynvml.NVMLError:
         # A GPU that does not answer cannot be used: the values read so far are valid.
         return
@@ -165,8 +178,8 @@ def _read_gpus(hardware: Hardware) -> None:
         pynvml.nvmlShutdown()
 
 
-def _gpu(name: str) -> Gpu:
-    """Measures the GPU of an index or a UUID."""
+def _gpu(name: str, own: Collection[int]) -> Gpu:
+    """Measures the GPU of an index or a UUID, and what the processes `own` occupy of it."""
     import pynvml
 
     by_index = name.isdigit()
@@ -185,6 +198,8 @@ def _gpu(name: str) -> Gpu:
     try:
         gpu.temperature_celsius = pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
         gpu.utilization = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        gpu.memory_own_bytes = sum(process.usedGpuMemory or 0 for process in running if process.pid in own)
     except pynvml.NVMLError:
         return gpu
     return gpu

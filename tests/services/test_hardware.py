@@ -48,6 +48,10 @@ _FREE = [40, 80, 20]
 """Free memory of the GPUs, by index."""
 
 
+_RUNNING = [SimpleNamespace(pid=1, usedGpuMemory=5)]
+"""Processes on the GPU 1: one of another program."""
+
+
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three GPUs, of which no machine that runs the tests has one."""
@@ -68,6 +72,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetTemperature": lambda *_: 40,
         "NVML_TEMPERATURE_GPU": 0,
         "nvmlDeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=0),
+        "nvmlDeviceGetComputeRunningProcesses": lambda index: _RUNNING if index == 1 else [],
     }
     for name, value in given.items():
         setattr(module, name, value)
@@ -95,3 +100,17 @@ def test_the_gpus_of_a_plan_are_those_of_the_training(
         assert (gpu and gpu.memory_free_bytes) == free
     if visible:
         assert child_devices(1)["CUDA_VISIBLE_DEVICES"] == visible.split(",")[0]
+
+
+@pytest.mark.usefixtures("nvml")
+def test_memory_of_the_own_children_is_told_from_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that waits for the end of another has that one's memory, and not that of other programs."""
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True), input()"], stdin=-1, stdout=-1) as child:
+        assert child.stdout and child.stdout.readline()
+        own = SimpleNamespace(pid=child.pid, usedGpuMemory=30)
+        monkeypatch.setattr(sys.modules[__name__], "_RUNNING", [*_RUNNING, own])
+        found = hardware.read_hardware("node", Path("/"))
+        assert child.stdin
+        child.stdin.close()
+    assert MIB < found.memory_own_bytes < found.memory_total_bytes / 2
+    assert [gpu.memory_own_bytes for gpu in found.gpus] == [0, 30, 0]

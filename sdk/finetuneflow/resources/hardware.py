@@ -27,6 +27,8 @@ class Gpu(Resource):
     """Temperature in degrees Celsius. None if unknown."""
     utilization: float | None
     """Fraction of recent time during which a kernel ran, in [0, 1]. None if unknown."""
+    memory_own_bytes: int
+    """Memory in bytes that the node's attempts occupy; 0 also if it cannot be told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Hardware(Resource):
     disk_free_bytes: int
     """Free disk space in bytes, where checkpoints are written."""
     gpus: tuple[Gpu, ...]
-    """GPUs, ordered by index. Empty on a machine without GPUs."""
+    """GPUs that the process may use; a job gets the first ones. Empty on a machine without GPUs."""
     driver_version: str
     """Version of the NVIDIA driver, such as 580.65.06. Empty without a driver."""
     cuda_version: str
@@ -69,3 +71,5 @@ class Hardware(Resource):
     """Tasks of lm-evaluation-harness that the node, an evaluator, can run. Set by the gateway."""
     gguf_types: tuple[str, ...]
     """Types of GGUF files that the node, an exporter, can make. Set by the gateway."""
+    memory_own_bytes: int
+    """Memory in bytes that the node's attempts occupy, which is available once they end."""

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hardware(_message.Message):
-    __slots__ = ("node_id", "cpu_model", "cpu_cores", "cpu_features", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "gpus", "driver_version", "cuda_version", "has_nvidia_smi", "cuda_available", "packages", "platform", "python_version", "draining", "harness_tasks", "gguf_types")
+    __slots__ = ("node_id", "cpu_model", "cpu_cores", "cpu_features", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "gpus", "driver_version", "cuda_version", "has_nvidia_smi", "cuda_available", "packages", "platform", "python_version", "draining", "harness_tasks", "gguf_types", "memory_own_bytes")
     class PackagesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Hardware(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     HARNESS_TASKS_FIELD_NUMBER: _ClassVar[int]
     GGUF_TYPES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     cpu_model: str
     cpu_cores: int
@@ -51,10 +52,11 @@ class Hardware(_message.Message):
     draining: bool
     harness_tasks: _containers.RepeatedScalarFieldContainer[str]
     gguf_types: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, node_id: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_cores: _Optional[int] = ..., cpu_features: _Optional[_Iterable[str]] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., driver_version: _Optional[str] = ..., cuda_version: _Optional[str] = ..., has_nvidia_smi: bool = ..., cuda_available: bool = ..., packages: _Optional[_Mapping[str, str]] = ..., platform: _Optional[str] = ..., python_version: _Optional[str] = ..., draining: bool = ..., harness_tasks: _Optional[_Iterable[str]] = ..., gguf_types: _Optional[_Iterable[str]] = ...) -> None: ...
+    memory_own_bytes: int
+    def __init__(self, node_id: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_cores: _Optional[int] = ..., cpu_features: _Optional[_Iterable[str]] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., driver_version: _Optional[str] = ..., cuda_version: _Optional[str] = ..., has_nvidia_smi: bool = ..., cuda_available: bool = ..., packages: _Optional[_Mapping[str, str]] = ..., platform: _Optional[str] = ..., python_version: _Optional[str] = ..., draining: bool = ..., harness_tasks: _Optional[_Iterable[str]] = ..., gguf_types: _Optional[_Iterable[str]] = ..., memory_own_bytes: _Optional[int] = ...) -> None: ...
 
 class Gpu(_message.Message):
-    __slots__ = ("index", "name", "memory_total_bytes", "memory_free_bytes", "compute_capability", "bf16", "temperature_celsius", "utilization")
+    __slots__ = ("index", "name", "memory_total_bytes", "memory_free_bytes", "compute_capability", "bf16", "temperature_celsius", "utilization", "memory_own_bytes")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +65,7 @@ class Gpu(_message.Message):
     BF16_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
     UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
     index: int
     name: str
     memory_total_bytes: int
@@ -71,4 +74,5 @@ class Gpu(_message.Message):
     bf16: bool
     temperature_celsius: float
     utilization: float
-    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., compute_capability: _Optional[str] = ..., bf16: bool = ..., temperature_celsius: _Optional[float] = ..., utilization: _Optional[float] = ...) -> None: ...
+    memory_own_bytes: int
+    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., compute_capability: _Optional[str] = ..., bf16: bool = ..., temperature_celsius: _Optional[float] = ..., utilization: _Optional[float] = ..., memory_own_bytes: _Optional[int] = ...) -> None: ...
