@@ -91,15 +91,18 @@ def _trainers(nodes: Iterable[Node], pool: str) -> list[Node]:
 def _when_idle(node: Node) -> Hardware:
     """Returns the node's hardware as if it were idle: what its own attempts occupy is free.
 
-    Where that cannot be told, all memory of a GPU on which it runs something counts as free.
+    Where that cannot be told of a node that runs something, all memory counts as free.
     """
-    hardware = hardware_of(node)
-    available = hardware.memory_available_bytes + hardware.memory_own_bytes
-    hardware.memory_available_bytes = min(available, hardware.memory_total_bytes)
+    hardware, is_busy = hardware_of(node), bool(node.runs)
+
+    def free(now: int, own: int, total: int) -> int:
+        return total if is_busy and not own else min(now + own, total)
+
+    hardware.memory_available_bytes = free(
+        hardware.memory_available_bytes, hardware.memory_own_bytes, hardware.memory_total_bytes
+    )
     for gpu in hardware.gpus:
-        free = gpu.memory_free_bytes + gpu.memory_own_bytes
-        unknown = bool(node.runs) and not gpu.memory_own_bytes
-        gpu.memory_free_bytes = gpu.memory_total_bytes if unknown else min(free, gpu.memory_total_bytes)
+        gpu.memory_free_bytes = free(gpu.memory_free_bytes, gpu.memory_own_bytes, gpu.memory_total_bytes)
     return hardware
 
 

@@ -30,5 +30,5 @@ def steps_per_epoch(num_sequences: int, config: JobConfig) -> int:
 
 
 def num_evaluations(steps: int, hyper: Hyperparameters) -> int:
-    """Returns the evaluations during a training: one every eval_steps, and one of the best weights at the end."""
-    return steps // chosen(hyper.eval_steps) + 1
+    """Returns the evaluations during a training: one every eval_steps, and one at the last step."""
+    return math.ceil(steps / chosen(hyper.eval_steps))

@@ -12,6 +12,7 @@ from engine.data.blocks import Block, BlockSize, read_blocks
 from engine.data.corpus_files import Scan, check_corpus_file, scan
 from engine.data.requested_files import RequestedFiles
 from engine.data.rows import Row
+from engine.data.sources import naming
 
 _BEGINNING_BYTES: Final = 128 << 10
 _BEGINNINGS_BYTES: Final = 16 << 20
@@ -89,7 +90,8 @@ class Beginnings:
                 yield _beginning(path, scanned, config.hyperparameters.max_length, most)
 
             files.announce(0, names[number:])
-            (found[name],) = files.read(0, begin, alive)
+            with naming(places[name]):
+                (found[name],) = files.read(0, begin, alive)
         return cls(found)
 
     @classmethod

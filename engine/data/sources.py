@@ -1,16 +1,32 @@
 """Reads one dataset of a job as examples, with its row template, mapping and format."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from engine.config.job import DataSource, JobConfig
 from engine.data.formats import Example, RowReader
 from engine.data.row_templates import RowTemplate
 from engine.data.rows import Row, RowProblem
-from engine.errors import JobError, Violation
+from engine.errors import JobError, LimitExceeded, Violation
 
 UNWRITTEN = "TEMPLATE_WROTE_NOTHING"
 """Reason of a row for which the row template writes nothing. Intended by the caller; reported so that the counts add
 up."""
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Names the source at `place` in a JobError of the block that is about a file and names no field: several files may
+    have one name, in different folders."""
+    try:
+        yield
+    except LimitExceeded:
+        raise
+    except JobError as error:
+        if error.violations:
+            raise
+        where = Violation(f"spec.{place}.dataset", error.message)
+        raise JobError(error.reason, error.message, error.advice, [where]) from error
 
 
 class Source:

@@ -21,7 +21,7 @@ from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn,
 from engine.data.formats import TURNS_CUT, Example
 from engine.data.processes import Crew, Task
 from engine.data.rows import RowProblem
-from engine.data.sources import UNWRITTEN, Source
+from engine.data.sources import UNWRITTEN, Source, naming
 from engine.data.statistics import RowCounts, Statistics
 from engine.data.validation import INCOMPLETE, LISTED_OF_A_KIND, Report
 from engine.errors import JobError, Violation
@@ -236,14 +236,15 @@ class Split:
             self._report.name_file(source.place, part.path.name)
             if beginnings is not None:
                 part.begun = beginnings[source.given.dataset]
-            for found in self._surveys(part):
-                digests += found.digests
-                rows.frombytes(found.rows)
-                part.blocks.append(len(found.rows) // rows.itemsize)
-                if part.begun and part.format not in ("", "text"):
-                    raise not_a_corpus(part.path, source.place, f"has rows of the format {part.format}")
-                has_chat |= found.has_chat
-                plain = plain or (source.place if found.has_plain else "")
+            with naming(source.place):
+                for found in self._surveys(part):
+                    digests += found.digests
+                    rows.frombytes(found.rows)
+                    part.blocks.append(len(found.rows) // rows.itemsize)
+                    if part.begun and part.format not in ("", "text"):
+                        raise not_a_corpus(part.path, source.place, f"has rows of the format {part.format}")
+                    has_chat |= found.has_chat
+                    plain = plain or (source.place if found.has_plain else "")
             damage = part.begun.scan.problem if part.begun else None
             if damage and damage.row not in self._report.marked(source.place, damage.reason):
                 self._report.add(source.place, damage)

@@ -207,6 +207,12 @@ async def test_job_is_planned_for_trainer_hardware(
     )
     await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large, runs=[Run(job_id="j")]))
     assert (await planned_for()).gpus[0].memory_free_bytes == 80 * GIB
+    large.memory_available_bytes, large.memory_own_bytes, large.gpus[0].memory_own_bytes = 100 * GIB, 50 * GIB, 70 * GIB
+    await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large, runs=[Run(job_id="j")]))
+    found = await planned_for()
+    assert (found.memory_available_bytes, found.gpus[0].memory_free_bytes) == (150 * GIB, 72 * GIB), (
+        "what other programs take stays taken"
+    )
     card = Gpu(name="GPU", memory_total_bytes=24 * GIB, memory_free_bytes=24 * GIB)
     pair = Hardware(memory_total_bytes=256 * GIB, cuda_available=True, gpus=[card, card])
     await bus.put_node(Node(id="pair", service="trainer", pool="default", hardware=pair))

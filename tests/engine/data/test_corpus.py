@@ -164,6 +164,7 @@ def test_truncated_file_is_named_before_training(streaming: Streaming) -> None:
         streaming.prepared(streaming.config())
     assert caught.value.reason == "UNREADABLE_FILE"
     assert "b.txt.gz is damaged or incomplete" in caught.value.message
+    assert [violation.field for violation in caught.value.violations] == ["spec.training_data[1].dataset"]
 
 
 @pytest.mark.parametrize(
