@@ -56,8 +56,13 @@ def read_hardware(node_id: str, disk: Path) -> Hardware:
 
 def _children() -> dict[int, int]:
     """Returns the resident bytes of the processes that this one and its children have started, by process id."""
+    try:
+        children = psutil.Process().children(recursive=True)
+    except (PermissionError, psutil.AccessDenied):
+        # A confined child sees no other processes.
+        return {}
     found = {}
-    for child in psutil.Process().children(recursive=True):
+    for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             found[child.pid] = int(child.memory_info().rss)
     return found

@@ -100,7 +100,7 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"held": 0, "holdout_fraction": 0.0}, "holdout_fraction", "0.1", "None of the 5,000 rows"),
     ({"lengths": {400: 95}, "held": 5, "holdout_fraction": 0.05}, "holdout_fraction", "0.3", "one row is 20%"),
     ({"hyperparameters": {"eval_steps": 5000}}, "eval_steps", "180", "evaluated only after the last"),
-    ({"hyperparameters": {"eval_steps": 5}}, "eval_steps", "139", "181 evaluations of 500 rows"),
+    ({"hyperparameters": {"eval_steps": 5}}, "eval_steps", "138", "180 evaluations of 500 rows"),
     ({"held": 0, "seconds": 3600.0, "hyperparameters": {"save_steps": 5000}}, "save_steps", "180", "60 minutes"),
     ({"method": "qlora"}, "method", "lora", "of 23.0 GiB free"),
     ({"method": "full", "model": "smollm2-135m", "lengths": {400: 60}}, "method", "lora", "134,515,008 weights"),
