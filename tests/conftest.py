@@ -30,6 +30,13 @@ def limits_of_this_process() -> Iterator[None]:
         templates.limited_time.total_seconds = math.inf
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights are the same in every run: a comparison within a tolerance passes always, or never."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     """A running nats-server with JetStream: `url`, `user`, `password`, `stop()`, `restart()`, `wipe()`."""
