@@ -12,6 +12,8 @@ from finetuneflow import Client, FailedPrecondition, InvalidArgument, NotFound, 
 from finetuneflow.resources.job import Job
 from tests.e2e.conftest import System
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def finished_job(system: System, rows: Path) -> Job:
@@ -98,7 +100,6 @@ def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, f
     assert model.gate_decision == finished_job.gate_decision is not None
 
 
-@pytest.mark.long
 def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: Job, tmp_path: Path) -> None:
     """Which of two candidates is better, and on the rows of today."""
     rows = tmp_path / "other.jsonl"
@@ -156,7 +157,6 @@ def test_second_export_contains_the_same_model(client: Client, finished_job: Job
         client.exports.get(made.id)
 
 
-@pytest.mark.long
 def test_the_command_line_evaluates_and_exports(
     system: System, client: Client, finished_job: Job, rows: Path, tmp_path: Path
 ) -> None:

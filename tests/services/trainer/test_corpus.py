@@ -202,6 +202,7 @@ def test_resumed_training_fetches_no_file_that_it_has_read(make_streamed: MakeIn
     assert len(again) <= len(order) - begun + 3
 
 
+@pytest.mark.long
 def test_checkpoint_without_position_is_refused(make_streamed: MakeInput) -> None:
     """It would train on the beginning of the corpus again."""
     killed = run(make_streamed("killed"), die_at="training.step-5")
