@@ -119,6 +119,7 @@ def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
     assert [label for label in row["labels"] if label >= 0] == row["input_ids"][row["trained_spans"][0]["start"] :][:-1]
 
 
+@pytest.mark.long
 def test_a_preview_of_a_row_that_refuses_a_job_is_no_success(tiny: Path, tmp_path: Path) -> None:
     """A script that previews before it trains stops where `ftf validate` stops; a warning does not stop it."""
     rows = tmp_path / "rows.jsonl"
@@ -151,6 +152,7 @@ def test_a_warning_about_a_row_is_marked_as_one(tiny: Path, tmp_path: Path) -> N
     assert line.startswith("Warning: row 20: ")
 
 
+@pytest.mark.long
 def test_a_warning_takes_no_place_of_a_row_in_a_preview(tiny: Path, tmp_path: Path) -> None:
     """Otherwise the one row that was asked for is hidden behind its own warning."""
     rows = tmp_path / "rows.jsonl"
@@ -162,6 +164,7 @@ def test_a_warning_takes_no_place_of_a_row_in_a_preview(tiny: Path, tmp_path: Pa
         assert shown.count("JOINED_SYSTEM_TURNS") == shown.count("trained: 'Because.") == count, shown
 
 
+@pytest.mark.long
 def test_a_preview_shows_other_scripts_as_they_are(tiny: Path, tmp_path: Path) -> None:
     """A character of several tokens looked broken, and so the data did."""
     rows = tmp_path / "rows.jsonl"
@@ -313,6 +316,7 @@ def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(tiny: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_preview_is_written_with_the_template_of_the_job(tiny: Path, tmp_path: Path) -> None:
     rows, template = tmp_path / "rows.jsonl", tmp_path / "chat.jinja"
     rows.write_text('{"question": "Why?", "answer": "So."}\n')

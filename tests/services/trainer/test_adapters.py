@@ -57,6 +57,7 @@ def test_variant_trains_and_its_adapter_fits_the_unchanged_base(name: str, make_
     assert result.num_trainable_parameters == estimator.num_trained_parameters
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["pissa", "olora", "pissa-with-norm", "dora", "head-and-embedding", "tokens"])
 def test_resumed_training_equals_an_uninterrupted_one(name: str, make_input: Any) -> None:
     """PiSSA and OLoRA change the base weights, which a resumed training has to change in the same way."""

@@ -144,6 +144,7 @@ def test_new_adapter_on_a_quantised_base(start: Any, make_input: Any, tiny_model
     assert loss == pytest.approx(sink.of(Eval)[-1].eval_loss, rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "lora"), [("continue", {}), ("new", {}), ("new", {"init_lora_weights": "pissa", "use_rslora": True})]
 )
