@@ -9,7 +9,7 @@ import pytest
 from rich.text import Text
 
 from finetuneflow.cli.console import SafeConsole
-from finetuneflow.cli.session import json_line, print_rows
+from finetuneflow.cli.session import json_line, print_rows, speed
 from finetuneflow.v1 import dataset_pb2
 from tests.cli.conftest import Ftf
 
@@ -68,3 +68,9 @@ def test_a_name_on_the_server_commands_no_terminal(ftf: Ftf, gateway: Any, tmp_p
     assert done.exit_code == 0, done.output
     assert "\x1b" not in done.output
     assert "\\u001b[2J" in done.output
+
+
+@pytest.mark.parametrize(("number", "shown"), [(12345.6, "12,346"), (10, "10"), (5.24, "5.2"), (0.0431, "0.043")])
+def test_a_slow_training_is_not_shown_as_one_that_stands_still(number: float, shown: str) -> None:
+    """On a CPU, a model of billions of parameters trains less than one token a second."""
+    assert speed(number) == f"{shown} tokens/s"

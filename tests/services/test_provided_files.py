@@ -153,3 +153,4 @@ def test_files_that_cannot_be_on_the_disk_together_are_refused(tmp_path: Path) -
     assert [violation.field for violation in caught.value.violations] == ["spec.second.dataset"]
     assert "90 bytes" in caught.value.message
     assert "FTF_X" in caught.value.advice
+    assert "one process" in caught.value.advice, "it would fit"

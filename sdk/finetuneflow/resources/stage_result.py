@@ -428,8 +428,8 @@ class EvaluationResult(Resource):
     """True if only one model was measured: its values are those named `tuned`; those of the base model, gains and
     conclusions are None, or 0 without meaning."""
     shown_regression: str
-    """What the model has lost by the regression set, in one sentence, if no condition of the gate is about it. Empty if
-    nothing is shown."""
+    """A sentence that names the losses on the regression set, if no condition of the gate is about them. Empty if there
+    are none."""
     harness: HarnessResult | None
     """Values of lm-evaluation-harness. None without harness_tasks."""
 
@@ -465,8 +465,8 @@ class ExportComparison(Resource):
     base model the checkpoint is the model itself."""
 
     rows: str
-    """What was read: `held_out` rows of the job, its evaluation's `prompts` if it has none, otherwise one `sentence`;
-    for a base model `general`, questions and answers that every installation has."""
+    """Source of the texts: `held_out` rows of the job, its evaluation's `prompts` if it has none, otherwise one
+    `sentence`; for a base model `general`, questions and answers that every installation has."""
     num_rows: int
     """Number of rows; at most 64, of each the first 512 tokens."""
     num_positions: int
@@ -580,8 +580,8 @@ class ExportResult(Resource):
     forms: tuple[ExportedForm, ...]
     """The forms in the package, in the order of their formats. Empty if an earlier version made it."""
     servable_by: tuple[ServableBy, ...]
-    """What can serve the package, and why not where not: at least one entry for each of `peft`, `transformers`, `vllm`,
-    `llama.cpp` and `ollama`, in this order. Empty if an earlier version made it."""
+    """Programs that can serve the package, or the reasons why one cannot: at least one entry for each of `peft`,
+    `transformers`, `vllm`, `llama.cpp` and `ollama`, in this order. Empty if an earlier version made it."""
     signing_key_fingerprint: str
     """Fingerprint of the operator's key that certifies the signature in manifest.sig: the SHA-256 of the public key in
     DER, in hexadecimal. Empty: the package is not signed, because the exporter has no signing key."""

@@ -85,7 +85,7 @@ def test_other_sizes_and_methods_are_inferred_with_a_wider_range() -> None:
 
 
 def test_a_trial_with_a_tiny_model_says_nothing_about_a_large_one() -> None:
-    """A model of 3 million parameters reaches a fiftieth of the peak: by that, a large one would take years."""
+    """It reaches a small part of the peak only: by its speed, a large model would take years."""
     tiny = replace(observed(200_000), num_parameters=3_000_000, flops_per_token=2e7)
     found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), Calibration([tiny])).speed
     assert found == estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6)).speed
@@ -196,7 +196,7 @@ _MEASURED_ON_A_CORE = [
 def test_a_cpu_is_as_fast_as_measured_before_anything_is_known(
     name: str, changes: dict[str, int], method: Method, precision: Precision, rows: int, measured: float
 ) -> None:
-    """What is computed element by element takes a large part of the time, which products alone would not show."""
+    """Operations on single elements take a large part of the time, which a count of products would miss."""
     architecture = Architecture.from_config({**CONFIGS[name], **changes})
     setup = Setup(method, precision, False, rows, 256, False, "adamw_torch", trained_share=0.9)
     core = Machine.of(Hardware(cpu_cores=1, cpu_features=["avx512f", "avx512_bf16"]), gpus=0)

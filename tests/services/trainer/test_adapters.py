@@ -79,7 +79,7 @@ def test_resumed_training_equals_an_uninterrupted_one(name: str, make_input: Any
 
 @pytest.mark.parametrize("name", ["pissa", "olora", "pissa-approximate-rslora"])
 def test_converted_adapter_has_twice_the_rank_and_the_same_scale(name: str, make_input: Any) -> None:
-    """What a reader multiplies by is alpha / r, or alpha / √r."""
+    """A program that loads the adapter multiplies by alpha / r, or with rsLoRA by alpha / √r."""
     child_input = make_input(total_steps=2, lora={**VARIANTS[name], "r": 4, "lora_alpha": 8}, save_steps=2)
     train(child_input, Recorder())
     checkpoint = child_input.out_dir / "checkpoints/step-2"

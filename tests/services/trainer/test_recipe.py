@@ -71,6 +71,7 @@ def test_training_emits_phases_metrics_checkpoints_and_result(make_input: Any) -
     assert (result.total_steps, result.final_eval_loss) == (20, evals[-1].eval_loss)
     assert result.train_loss == pytest.approx(sum(log.loss for log in logs) / 4)
     assert result.final_train_loss == logs[-1].loss
+    assert result.epochs == logs[-1].epoch > 0
     assert result.num_trainable_parameters == sum(t.numel() for t in adapter(folder).values())
     assert result.train_runtime_seconds == pytest.approx(logs[-1].elapsed_seconds, abs=0.5)
     assert result.train_samples_per_second == pytest.approx(160 / result.train_runtime_seconds)
